@@ -1,0 +1,1 @@
+"""nextile: train, fine-tune, run and look inside transformers of every kind, from one set of blocks."""

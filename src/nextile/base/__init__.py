@@ -1,0 +1,1 @@
+"""Floor 0: settings, files, devices and errors; knows nothing of tokens or models."""

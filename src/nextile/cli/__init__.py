@@ -1,0 +1,1 @@
+"""Floor 10: one file per verb, thin."""

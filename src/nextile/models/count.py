@@ -1,0 +1,139 @@
+"""What a model costs before it is built: parameters, FLOPs and memory from its spec; asserted to sum.
+
+Conventions: a multiply-add is 2 FLOPs; training costs three forward passes (one forward, two backward); causal
+attention is counted at half of its square, since a kernel may skip the other half (PaLM's convention counts it all).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from nextile.models.build import skeleton
+from nextile.nn import specs
+
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers that are trained, by what they do."""
+
+    embedding: int
+    attention: int
+    feed_forward: int
+    norm: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embedding + self.attention + self.feed_forward + self.norm + self.head
+
+    @property
+    def matrices(self) -> int:
+        """Those of the blocks' matrices and biases."""
+        return self.attention + self.feed_forward
+
+
+def norm_parameters(norm: specs.LayerNorm | specs.RMSNorm | None, width: int) -> int:
+    """Gain, and for layer norm a bias."""
+    return 0 if norm is None else width * (2 if isinstance(norm, specs.LayerNorm) else 1)
+
+
+def attention_parameters(spec: specs.Attention, width: int) -> int:
+    """The four matrices and their biases, without QK-norm."""
+    inner = spec.heads * spec.head_width(width)
+    outer = (spec.kv_heads or spec.heads) * spec.head_width(width)
+    weights = width * (2 * inner + 2 * outer)
+    biases = {"none": 0, "qkv": inner + 2 * outer, "all": inner + 2 * outer + width}
+    return weights + biases[spec.bias]
+
+
+def feed_forward_parameters(spec: specs.MLP | specs.GatedMLP, width: int) -> int:
+    """Two matrices, or three with a gate."""
+    ups = 2 if isinstance(spec, specs.GatedMLP) else 1
+    return (ups + 1) * width * spec.hidden + (ups * spec.hidden + width if spec.bias else 0)
+
+
+def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
+    """Attention, feed-forward and norm."""
+    width, parts = stack.width, [part for part in (stack.attention, stack.cross) if part]
+    attention = sum(attention_parameters(part, width) for part in parts) * stack.depth
+    if isinstance(stack.position, specs.RelativeBias):
+        attention += stack.position.buckets * stack.attention.heads
+    feed_forward = feed_forward_parameters(stack.feed_forward, width) * stack.depth
+    norm = (len(parts) + 1) * norm_parameters(stack.norm, width) * stack.depth
+    norm += sum(2 * norm_parameters(part.qk_norm, part.head_width(width)) for part in parts) * stack.depth
+    norm += norm_parameters(stack.norm, width) if stack.norm_place == "before" else 0
+    return attention, feed_forward, norm
+
+
+def embedding_parameters(embed: specs.TokenEmbedding, width: int) -> int:
+    """Tokens and learned positions."""
+    learned = embed.position.length if isinstance(embed.position, specs.Learned) else 0
+    return (embed.vocab + learned) * width
+
+
+def head_parameters(head: specs.TiedHead | specs.LinearHead, vocab: int, width: int) -> int:
+    """Its own matrix if it has one, and its bias."""
+    return (vocab * width if isinstance(head, specs.LinearHead) else 0) + (vocab if head.bias else 0)
+
+
+def parameters(spec: specs.Transformer | specs.EncoderDecoder) -> Parameters:
+    """Counted from the spec. Errors: AssertionError if the built model disagrees."""
+    stacks = [spec.stack] if isinstance(spec, specs.Transformer) else [spec.encoder, spec.decoder]
+    if isinstance(spec, specs.Transformer):
+        embeds = [spec.embed]
+    else:
+        embeds = [embed for embed in (spec.source, spec.target) if embed]
+    width, vocab = stacks[-1].width, embeds[-1].vocab
+    attention, feed_forward, norm = (sum(part) for part in zip(*map(stack_parameters, stacks), strict=True))
+    counted = Parameters(
+        embedding=sum(embedding_parameters(embed, width) for embed in embeds),
+        attention=attention,
+        feed_forward=feed_forward,
+        norm=norm + sum(norm_parameters(embed.norm, width) for embed in embeds),
+        head=head_parameters(spec.head, vocab, width),
+    )
+    built = sum(prod(parameter.shape) for parameter in skeleton(spec).parameters())
+    assert counted.total == built, f"counted {counted.total} parameters, built {built}"
+    return counted
+
+
+def forward_flops(spec: specs.Transformer, length: int) -> float:
+    """FLOPs per token of one forward pass over `length` tokens."""
+    stack, count = spec.stack, parameters(spec)
+    inner = stack.attention.heads * stack.attention.head_width(stack.width)
+    seen = length / 2 if stack.causal else length
+    scores = stack.depth * 2 * (2 * inner * seen)  # Q Kᵀ and the weighted average of V
+    head = 2 * stack.width * spec.embed.vocab
+    return 2 * count.matrices + scores + head
+
+
+def training_flops(spec: specs.Transformer, length: int) -> float:
+    """FLOPs per token of one training step."""
+    return 3 * forward_flops(spec, length)
+
+
+def training_memory(
+    spec: specs.Transformer, *, rows: int, length: int, precision: str = "fp32", states: int = 2
+) -> int:
+    """Bytes that a training step needs at its peak, estimated.
+
+    Masters, gradients and `states` optimizer moments in fp32; what each block keeps for its backward pass; the logits
+    three times (themselves, their softmax, their gradient). `rows` are those of one micro-batch.
+    """
+    stack, number = spec.stack, BYTES[precision]
+    tokens, heads = rows * length, stack.attention.heads
+    fixed = parameters(spec).total * 4 * (2 + states)
+    gates = 3 if isinstance(stack.feed_forward, specs.GatedMLP) else 2
+    inner = heads * stack.attention.head_width(stack.width)
+    kept = number * (4 * inner + gates * stack.feed_forward.hidden) + 4 * 4 * stack.width  # per token and block
+    kept += 2 * number * heads * length  # scores and weights, where attention is explicit
+    return fixed + tokens * stack.depth * kept + 3 * 4 * tokens * spec.embed.vocab
+
+
+def cache_memory(spec: specs.Transformer, *, rows: int, length: int, precision: str = "fp32") -> int:
+    """Bytes of the keys and values of `rows` texts of `length` tokens."""
+    attention = spec.stack.attention
+    width = (attention.kv_heads or attention.heads) * attention.head_width(spec.stack.width)
+    return 2 * spec.stack.depth * rows * length * width * BYTES[precision]

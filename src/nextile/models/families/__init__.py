@@ -1,0 +1,1 @@
+"""One file a family: its spec, its sizes, and the key map to its public weights."""

@@ -1,0 +1,65 @@
+"""A key map as data: which of our tensors stand where in somebody's checkpoint, and how they lie there.
+
+A rule goes both ways; quirks of a layout (transposed or fused projections) are here and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextile.base.errors import NextileError
+
+Move = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`read` makes our tensors from theirs, `write` theirs from ours; both must undo each other exactly."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    read: Move
+    write: Move
+
+
+def _as_it_is(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors
+
+
+def _turned(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.mT.contiguous() for tensor in tensors]
+
+
+def same(ours: str, theirs: str) -> Rule:
+    """The same numbers in the same order."""
+    return Rule((ours,), (theirs,), _as_it_is, _as_it_is)
+
+
+def transposed(ours: str, theirs: str) -> Rule:
+    """(out, in) here, (in, out) there."""
+    return Rule((ours,), (theirs,), _turned, _turned)
+
+
+def fused(ours: Sequence[str], theirs: str, *, axis: int) -> Rule:
+    """Several of ours, of equal size, in one of theirs along its axis; matrices are transposed there."""
+
+    def read(tensors: list[Tensor]) -> list[Tensor]:
+        parts = tensors[0].chunk(len(ours), dim=axis)
+        return [part.mT.contiguous() if part.dim() == 2 else part.contiguous() for part in parts]
+
+    def write(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([tensor.mT if tensor.dim() == 2 else tensor for tensor in tensors], dim=axis).contiguous()]
+
+    return Rule(tuple(ours), (theirs,), read, write)
+
+
+def expect(config: Mapping[str, Any], **expected: Any) -> None:
+    """Refuse a variant that the family's spec cannot say. Errors: NextileError with the field and both values."""
+    for field, value in expected.items():
+        if config.get(field, value) != value:
+            raise NextileError(
+                f"{field} is {config[field]!r} in config.json; nextile reads this family with {value!r} only"
+            )

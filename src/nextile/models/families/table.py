@@ -1,0 +1,31 @@
+"""The families by name, and which of them a spec or a configuration belongs to."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from nextile.base.errors import NextileError
+from nextile.models.families import gpt2, qwen3
+from nextile.nn import specs
+
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2)}
+
+
+def family_of(spec: specs.Transformer | specs.EncoderDecoder) -> str | None:
+    """The family whose configuration says all that the spec says, or None: then only nextile itself can read it."""
+    return next((name for name, family in FAMILIES.items() if _says_it_all(family, spec)), None)
+
+
+def _says_it_all(family: ModuleType, spec: specs.Transformer | specs.EncoderDecoder) -> bool:
+    try:
+        return family.from_config(family.to_config(spec)) == spec
+    except (AttributeError, AssertionError):  # a part that this family has no word for
+        return False
+
+
+def family_named(config: Mapping[str, Any]) -> ModuleType:
+    """The family of a `config.json`. Errors: NextileError for an unknown one, with those that are known."""
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise NextileError(f"model_type {name!r} is not one that nextile reads: it reads {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]

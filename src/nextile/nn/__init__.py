@@ -1,0 +1,1 @@
+"""Floor 3: tensors -> tensors, described by specs."""

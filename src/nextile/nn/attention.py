@@ -1,0 +1,126 @@
+"""Multi-head attention: each token weighs the others, softmax(Q Kᵀ · scale + bias) V.
+
+Shapes: B batch, T time asked, S time seen, D width, H heads, K kv-heads (G = H / K queries share one), E head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextile.nn import specs
+from nextile.nn.cache import KeyValues, Slot
+from nextile.nn.linear import Linear
+from nextile.nn.norm import make_norm
+from nextile.nn.position import Rotate
+from nextile.nn.tap import tap, wanted
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all blocks of a stack share in one call: who may see whom, and where everybody stands."""
+
+    bias: Tensor | None = None  # added to the scores, (B or 1, H or 1, T, S); a large negative number hides
+    causal: bool = False  # without a bias: query t sees keys 0..t
+    rotate: Rotate | None = None
+    slot: Slot | None = None
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The textbook's way: q (B, H, T, E), k, v (B, K, S, E) -> result (B, H, T, E), scores, weights (B, H, T, S)."""
+    batch, heads, time, _ = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
+    scores = (grouped @ k.mT).reshape(batch, heads, time, -1)  # (B, H, T, S)
+    scores = (scores.double() if scores.dtype == torch.float64 else scores.float()) * scale
+    if bias is not None:
+        scores = scores + bias
+    elif causal:
+        seen = torch.ones(time, scores.shape[-1], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1), dropout).to(v.dtype)
+    result = weights.reshape(batch, k.shape[1], -1, k.shape[2]) @ v  # (B, K, G*T, E)
+    return result.reshape(q.shape), scores, weights
+
+
+def fast_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """The same result without keeping scores or weights.
+
+    Inside a compiled graph on CPU the textbook's way fuses, and beats the flash kernel about twofold at the lengths
+    that a CPU trains (docs/benchmarks.md); everywhere else PyTorch's kernels are ahead.
+    """
+    if torch.compiler.is_compiling() and q.device.type == "cpu":
+        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, dropout=dropout)[0]
+    bias = None if bias is None else bias.to(q.dtype)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+class MultiHeadAttention(nn.Module):
+    """The four matrices, the split in heads, and the weighing; what is asked and what is seen differ by subclass."""
+
+    def __init__(self, spec: specs.Attention, width: int):
+        super().__init__()
+        self.heads, self.kv_heads = spec.heads, spec.kv_heads or spec.heads
+        self.head_width = spec.head_width(width)
+        self.scale = spec.scale or self.head_width**-0.5
+        self.dropout = spec.dropout
+        inner, outer = self.heads * self.head_width, self.kv_heads * self.head_width
+        self.query = Linear(width, inner, bias=spec.bias != "none")
+        self.key = Linear(width, outer, bias=spec.bias != "none")
+        self.value = Linear(width, outer, bias=spec.bias != "none")
+        self.out = Linear(inner, width, bias=spec.bias == "all")
+        self.query_norm = make_norm(spec.qk_norm, self.head_width) if spec.qk_norm else nn.Identity()
+        self.key_norm = make_norm(spec.qk_norm, self.head_width) if spec.qk_norm else nn.Identity()
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, E)."""
+        return self.query_norm(self._split(self.query(x), self.heads))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> keys and values, (B, K, S, E) each."""
+        return self.key_norm(self._split(self.key(x), self.kv_heads)), self._split(self.value(x), self.kv_heads)
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False) -> Tensor:
+        """Attend, join the heads, mix them by the output matrix: (B, T, D)."""
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        rule = {"bias": bias, "causal": causal, "scale": self.scale, "dropout": self.dropout if self.training else 0.0}
+        if any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
+            z, scores, weights = explicit_attention(q, k, v, **rule)
+            named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": z}
+            for what, value in named.items():
+                tap(self, what, value)
+        else:
+            z = fast_attention(q, k, v, **rule)
+        return self.out(z.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_width)).transpose(1, 2)
+
+
+class SelfAttention(MultiHeadAttention):
+    """Tokens of one stream ask each other."""
+
+    def forward(self, x: Tensor, place: Place, kept: KeyValues | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); `kept` holds the keys and values of earlier tokens and takes the new ones."""
+        q = self.queries(x)
+        k, v = self.keys_values(x)
+        if place.rotate is not None:
+            q, k = place.rotate(q), place.rotate(k)
+        if kept is not None and place.slot is not None:
+            k, v = kept.write(k, v, place.slot)
+        return self.weigh(q, k, v, bias=place.bias, causal=place.causal)
+
+
+class CrossAttention(MultiHeadAttention):
+    """Tokens of one stream ask a memory, whose keys and values are computed once (`keys_values`)."""
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        """(B, T, D) and keys, values (B, K, S, E) -> (B, T, D)."""
+        k, v = memory
+        return self.weigh(self.queries(x), k, v, bias=bias)

@@ -1,0 +1,62 @@
+"""Tokens become vectors, and learn where they stand, only before the lowest block.
+
+Shapes: B batch, T time, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nextile.base.errors import NextileError
+from nextile.nn import specs
+from nextile.nn.norm import make_norm
+from nextile.nn.position import sinusoid
+from nextile.nn.tap import tap
+
+
+class LearnedPosition(nn.Module):
+    """A trained vector per position."""
+
+    def __init__(self, spec: specs.Learned, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(spec.length, width))
+
+
+class SinusoidalPosition(nn.Module):
+    """Fixed sines and cosines."""
+
+    weight: Tensor
+
+    def __init__(self, spec: specs.Sinusoidal, width: int):
+        super().__init__()
+        self.register_buffer("weight", sinusoid(spec.length, width), persistent=False)
+
+
+POSITIONS = {specs.Learned: LearnedPosition, specs.Sinusoidal: SinusoidalPosition}
+
+
+class TokenEmbedding(nn.Module):
+    """dropout(norm(token * scale + position))."""
+
+    def __init__(self, spec: specs.TokenEmbedding, width: int):
+        super().__init__()
+        self.scale = spec.scale
+        self.token = nn.Embedding(spec.vocab, width)
+        self.position = POSITIONS[type(spec.position)](spec.position, width) if spec.position else None
+        self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """ids (B, T), positions (T,) or (B, T), 0..T-1 when None -> (B, T, D)."""
+        x = self.token(ids)
+        tap(self, "tokens", x)
+        x = x * self.scale if self.scale != 1.0 else x
+        if self.position is not None:
+            x = x + self._where(ids.shape[1], positions)
+        return self.dropout(self.norm(x))
+
+    def _where(self, time: int, positions: Tensor | None) -> Tensor:
+        assert self.position is not None
+        table = self.position.weight
+        if time > len(table):
+            raise NextileError(f"{time} tokens were given and the model has {len(table)} positions: shorten the input")
+        return table[:time] if positions is None else table[positions]

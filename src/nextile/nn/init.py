@@ -1,0 +1,57 @@
+"""Initialisation in one table: what a parameter is decides how it begins."""
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every number the same."""
+
+    value: float
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place."""
+        parameter.fill_(self.value)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Drawn from a normal distribution."""
+
+    std: float
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place."""
+        parameter.normal_(0.0, self.std, generator=generator)
+
+
+@dataclass(frozen=True)
+class Branch(Normal):
+    """As `Normal`, for what is added to the stream: 2 * depth branches add up, so each begins smaller (GPT-2)."""
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place."""
+        parameter.normal_(0.0, self.std / math.sqrt(2 * depth), generator=generator)
+
+
+TABLE = (
+    ("*norm.weight", Constant(1.0)),
+    ("*.bias", Constant(0.0)),
+    ("*.inner.out.weight", Branch(0.02)),
+    ("*.inner.down.weight", Branch(0.02)),
+    ("*", Normal(0.02)),  # GPT-2, BERT, ViT and Qwen alike: embeddings, positions, projections, heads
+)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, depth: int, seed: int) -> None:
+    """Fill every parameter by the first row of the table that matches its name, in order of name, from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        row = next(row for pattern, row in TABLE if fnmatchcase(name, pattern))
+        row.fill(parameter, depth, generator)

@@ -1,0 +1,94 @@
+"""Where a token stands: angles for queries and keys, biases on the scores, or vectors added to the embedding.
+
+Shapes: T time asked, S time seen, H heads, E head width, D width. Positions are integers, (T,) or, row by row, (B, T);
+a distance is key position minus query position, (T, S) or (B, T, S): negative looks back.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nextile.nn import specs
+
+Rotate = Callable[[Tensor], Tensor]
+
+
+class RotaryPosition(nn.Module):
+    """Turns the pairs (x_i, x_{i+E/2}) by position / base^(2i/E) (Su et al. 2021, in GPT-NeoX's half-split layout)."""
+
+    frequency: Tensor
+
+    def __init__(self, spec: specs.Rotary, head_width: int):
+        super().__init__()
+        exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+        self.register_buffer("frequency", spec.base**-exponent, persistent=False)  # (E/2,)
+
+    def forward(self, positions: Tensor) -> Rotate:
+        """The turn for these positions, to be applied to (B, H, T, E)."""
+        angle = positions[..., None].to(self.frequency.dtype) * self.frequency  # (T, E/2) or (B, T, E/2)
+        angle = angle[:, None] if angle.dim() == 3 else angle  # (B, 1, T, E/2): the same for every head
+        cos, sin = angle.cos(), angle.sin()
+
+        def rotate(x: Tensor) -> Tensor:
+            a, b = x.chunk(2, dim=-1)
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+        return rotate
+
+
+class RelativePositionBias(nn.Module):
+    """A trained number per head and bucket of distance: near ones exact, far ones in log-spaced buckets (T5)."""
+
+    def __init__(self, spec: specs.RelativeBias, heads: int, causal: bool):
+        super().__init__()
+        self.buckets, self.max_distance, self.causal = spec.buckets, spec.max_distance, causal
+        self.table = nn.Embedding(spec.buckets, heads)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(..., T, S) distances -> (..., H, T, S) biases."""
+        return self.table(self._bucket(distance)).movedim(-1, -3)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        buckets, offset = self.buckets, torch.zeros_like(distance)
+        if self.causal:
+            away = (-distance).clamp(min=0)
+        else:  # one half of the buckets looks back, the other ahead
+            buckets //= 2
+            offset, away = (distance > 0) * buckets, distance.abs()
+        exact = buckets // 2
+        ratio = torch.log(away.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        far = exact + (ratio * (buckets - exact)).long()
+        return offset + torch.where(away < exact, away, far.clamp(max=buckets - 1))
+
+
+class AlibiBias(nn.Module):
+    """A penalty that grows with the distance, with slopes 2^(-8i/H) (Press et al. 2022)."""
+
+    slopes: Tensor
+
+    def __init__(self, spec: specs.Alibi, heads: int, causal: bool):
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(self._slopes(heads)), persistent=False)  # (H,)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(..., T, S) distances -> (..., H, T, S) biases."""
+        return -self.slopes[:, None, None] * distance.abs().unsqueeze(-3)
+
+    @staticmethod
+    def _slopes(heads: int) -> list[float]:
+        power = 2 ** math.floor(math.log2(heads))
+        slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+        between = [2 ** (-8 * (i + 0.5) / power) for i in range(heads - power)]  # of twice as many heads
+        return slopes + between
+
+
+BIASES = {specs.RelativeBias: RelativePositionBias, specs.Alibi: AlibiBias}
+
+
+def sinusoid(length: int, width: int) -> Tensor:
+    """(length, D): sines of pos / 10000^(2i/D) in the first half, cosines in the second."""
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
+    angle = torch.arange(length)[:, None] * frequency  # (length, ceil(D/2))
+    return torch.cat((angle.sin(), angle.cos()), dim=1)[:, :width]

@@ -1,0 +1,224 @@
+"""Frozen typed specs: a model described as data, one small class per part.
+
+Variation is a type in a union (`position: Rotary | RelativeBias | Alibi | None`) or a presence (`cross`). The same
+tree is the JSON in the model folder and the `--set model.stack.depth=6` of the command line. Every number has a bound,
+so that a hostile configuration is refused before anything is allocated.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nextile.base.config import Settings
+
+Width = Annotated[int, Field(ge=1, le=1 << 17)]
+Depth = Annotated[int, Field(ge=1, le=1024)]
+Heads = Annotated[int, Field(ge=1, le=1024)]
+Length = Annotated[int, Field(ge=1, le=1 << 24)]
+Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+Activation = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+
+
+class LayerNorm(Settings):
+    """Mean and variance per position (Ba et al. 2016)."""
+
+    type: Literal["layer_norm"] = "layer_norm"
+    eps: Positive = 1e-5
+
+
+class RMSNorm(Settings):
+    """Root mean square per position, no mean, no bias (Zhang and Sennrich 2019)."""
+
+    type: Literal["rms_norm"] = "rms_norm"
+    eps: Positive = 1e-6
+
+
+Norm = Annotated[LayerNorm | RMSNorm, Field(discriminator="type")]
+
+
+class Learned(Settings):
+    """A trained vector per position, added to the embedding (Gehring et al. 2017)."""
+
+    type: Literal["learned"] = "learned"
+    length: Length
+
+
+class Sinusoidal(Settings):
+    """Sine and cosine of pos / 10000^(2i/D), added to the embedding (Vaswani et al. 2017)."""
+
+    type: Literal["sinusoidal"] = "sinusoidal"
+    length: Length
+
+
+class Rotary(Settings):
+    """Queries and keys turned by an angle that grows with the position (Su et al. 2021)."""
+
+    type: Literal["rotary"] = "rotary"
+    base: Positive = 10_000.0
+
+
+class RelativeBias(Settings):
+    """A trained bias on the scores per head and bucket of distance (Raffel et al. 2019, T5)."""
+
+    type: Literal["relative_bias"] = "relative_bias"
+    buckets: Annotated[int, Field(ge=4, le=1 << 16, multiple_of=2)] = 32
+    max_distance: Length = 128
+
+    @model_validator(mode="after")
+    def _far_enough(self):
+        if self.max_distance <= self.buckets:
+            raise ValueError(f"max_distance {self.max_distance} must exceed the {self.buckets} buckets")
+        return self
+
+
+class Alibi(Settings):
+    """A fixed penalty on the scores, linear in the distance, its slope by head (Press et al. 2022)."""
+
+    type: Literal["alibi"] = "alibi"
+
+
+EmbeddedPosition = Annotated[Learned | Sinusoidal, Field(discriminator="type")]
+AttendedPosition = Annotated[Rotary | RelativeBias | Alibi, Field(discriminator="type")]
+
+
+class Attention(Settings):
+    """Multi-head attention; fewer kv_heads than heads is grouped-query, one is multi-query (Shazeer 2019)."""
+
+    heads: Heads
+    kv_heads: Heads | None = None  # None: one per head
+    head_dim: Width | None = None  # None: width / heads
+    bias: Literal["all", "qkv", "none"] = "all"
+    scale: Positive | None = None  # None: head_dim ** -0.5; T5 has 1.0
+    qk_norm: Norm | None = None  # over the head width of queries and keys (Henry et al. 2020)
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads: choose a divisor")
+        return self
+
+    def head_width(self, width: int) -> int:
+        """E: what each head sees of a stack of this width."""
+        return self.head_dim or width // self.heads
+
+
+class MLP(Settings):
+    """Expand, bend, contract; the same at each position."""
+
+    type: Literal["mlp"] = "mlp"
+    hidden: Width
+    activation: Activation = "gelu"
+    bias: bool = True
+
+
+class GatedMLP(Settings):
+    """Two expansions, one the gate of the other (Shazeer 2020, SwiGLU)."""
+
+    type: Literal["gated_mlp"] = "gated_mlp"
+    hidden: Width
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+FeedForward = Annotated[MLP | GatedMLP, Field(discriminator="type")]
+
+
+class Stack(Settings):
+    """`depth` equal blocks: self-attention, cross-attention where there is a memory, feed-forward."""
+
+    width: Width
+    depth: Depth
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Norm = LayerNorm()
+    norm_place: Literal["before", "after"] = "before"  # after: post-norm, the 2017 shape
+    causal: bool = False
+    cross: Attention | None = None  # present: every block also attends to a memory
+    position: AttendedPosition | None = None  # None: positions, if any, are in the embedding
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _heads_fit(self):
+        for part in filter(None, (self.attention, self.cross)):
+            if part.head_dim is None and self.width % part.heads:
+                raise ValueError(
+                    f"width {self.width} is not a multiple of {part.heads} heads: change one or set head_dim"
+                )
+        if isinstance(self.position, Rotary) and self.attention.head_width(self.width) % 2:
+            raise ValueError(
+                f"rotary positions turn pairs: the head width {self.attention.head_width(self.width)} must be even"
+            )
+        return self
+
+
+class TokenEmbedding(Settings):
+    """Token ids -> vectors, with what is added to them before the lowest block."""
+
+    type: Literal["tokens"] = "tokens"
+    vocab: Vocabulary
+    position: EmbeddedPosition | None = None
+    scale: Positive = 1.0  # sqrt(width) in the 2017 shape
+    norm: Norm | None = None
+    dropout: Probability = 0.0
+
+
+class TiedHead(Settings):
+    """The embedding read backwards (Press and Wolf 2017)."""
+
+    type: Literal["tied"] = "tied"
+    scale: Positive = 1.0  # T5: width ** -0.5
+    bias: bool = False
+
+
+class LinearHead(Settings):
+    """A de-embedding matrix of its own."""
+
+    type: Literal["linear"] = "linear"
+    bias: bool = False
+
+
+Head = Annotated[TiedHead | LinearHead, Field(discriminator="type")]
+
+
+class Transformer(Settings):
+    """embed -> stack -> head: one stream of tokens in, predictions out."""
+
+    type: Literal["transformer"] = "transformer"
+    context: Length  # the longest input it was made for
+    embed: TokenEmbedding
+    stack: Stack
+    head: Head = TiedHead()
+
+    @model_validator(mode="after")
+    def _positions_reach(self):
+        position = self.embed.position
+        if position is not None and position.length < self.context:
+            raise ValueError(f"context {self.context} is longer than the {position.length} positions of the embedding")
+        return self
+
+
+class EncoderDecoder(Settings):
+    """encode -> decode: a source becomes a memory, the target attends to it."""
+
+    type: Literal["encoder_decoder"] = "encoder_decoder"
+    context: Length
+    source: TokenEmbedding
+    encoder: Stack
+    target: TokenEmbedding | None = None  # None: the source's embedding serves both
+    decoder: Stack
+    head: Head = TiedHead()
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.decoder.cross is None:
+            raise ValueError("the decoder has no cross-attention: give decoder.cross")
+        if self.encoder.width != self.decoder.width:
+            raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ")
+        return self
+
+
+Model = Annotated[Transformer | EncoderDecoder, Field(discriminator="type")]

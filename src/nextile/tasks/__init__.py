@@ -1,0 +1,1 @@
+"""Floor 8: what a kind of work is, and one run of it."""

@@ -1,0 +1,1 @@
+"""Floor 5: batches and a model become a better model."""
