@@ -1,7 +1,6 @@
 """spec -> model."""
 
 import torch
-from torch import nn
 
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.models.transformer import Transformer
@@ -25,7 +24,7 @@ def skeleton(spec: specs.Transformer | specs.EncoderDecoder) -> AnyModel:
 
 def build(
     spec: specs.Transformer | specs.EncoderDecoder, *, seed: int = 0, device: torch.device | str = "cpu"
-) -> nn.Module:
+) -> AnyModel:
     """The model of this spec, freshly initialised: the same seed gives the same numbers on every device."""
     with torch.device("cpu"):
         model = MODULES[type(spec)](spec)

@@ -20,15 +20,21 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(spec.length, width))
 
+    def forward(self, positions: Tensor) -> Tensor:
+        """(T,) or (B, T) -> (..., D)."""
+        return self.weight[positions]
+
 
 class SinusoidalPosition(nn.Module):
     """Fixed sines and cosines."""
 
-    weight: Tensor
-
     def __init__(self, spec: specs.Sinusoidal, width: int):
         super().__init__()
-        self.register_buffer("weight", sinusoid(spec.length, width), persistent=False)
+        self.width = width
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(T,) or (B, T) -> (..., D)."""
+        return sinusoid(positions, self.width)
 
 
 POSITIONS = {specs.Learned: LearnedPosition, specs.Sinusoidal: SinusoidalPosition}
@@ -42,6 +48,7 @@ class TokenEmbedding(nn.Module):
         self.scale = spec.scale
         self.token = nn.Embedding(spec.vocab, width)
         self.position = POSITIONS[type(spec.position)](spec.position, width) if spec.position else None
+        self.length = spec.position.length if spec.position else None
         self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
 
@@ -51,12 +58,12 @@ class TokenEmbedding(nn.Module):
         tap(self, "tokens", x)
         x = x * self.scale if self.scale != 1.0 else x
         if self.position is not None:
-            x = x + self._where(ids.shape[1], positions)
+            x = x + self.position(self._counted(ids) if positions is None else positions).to(x.dtype)
         return self.dropout(self.norm(x))
 
-    def _where(self, time: int, positions: Tensor | None) -> Tensor:
-        assert self.position is not None
-        table = self.position.weight
-        if time > len(table):
-            raise NextileError(f"{time} tokens were given and the model has {len(table)} positions: shorten the input")
-        return table[:time] if positions is None else table[positions]
+    def _counted(self, ids: Tensor) -> Tensor:
+        if self.length is not None and ids.shape[1] > self.length:
+            raise NextileError(
+                f"{ids.shape[1]} tokens were given and the model has {self.length} positions: shorten the input"
+            )
+        return torch.arange(ids.shape[1], device=ids.device)

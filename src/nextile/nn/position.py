@@ -1,7 +1,8 @@
 """Where a token stands: angles for queries and keys, biases on the scores, or vectors added to the embedding.
 
 Shapes: T time asked, S time seen, H heads, E head width, D width. Positions are integers, (T,) or, row by row, (B, T);
-a distance is key position minus query position, (T, S) or (B, T, S): negative looks back.
+a distance is key position minus query position, (T, S) or (B, T, S): negative looks back. What is not trained is
+computed when it is needed, so that a checkpoint is its parameters and nothing else.
 """
 
 import math
@@ -18,16 +19,14 @@ Rotate = Callable[[Tensor], Tensor]
 class RotaryPosition(nn.Module):
     """Turns the pairs (x_i, x_{i+E/2}) by position / base^(2i/E) (Su et al. 2021, in GPT-NeoX's half-split layout)."""
 
-    frequency: Tensor
-
     def __init__(self, spec: specs.Rotary, head_width: int):
         super().__init__()
-        exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
-        self.register_buffer("frequency", spec.base**-exponent, persistent=False)  # (E/2,)
+        self.base, self.head_width = spec.base, head_width
 
     def forward(self, positions: Tensor) -> Rotate:
         """The turn for these positions, to be applied to (B, H, T, E)."""
-        angle = positions[..., None].to(self.frequency.dtype) * self.frequency  # (T, E/2) or (B, T, E/2)
+        exponent = torch.arange(0, self.head_width, 2, device=positions.device, dtype=torch.float32) / self.head_width
+        angle = positions[..., None].float() * self.base**-exponent  # (T, E/2) or (B, T, E/2)
         angle = angle[:, None] if angle.dim() == 3 else angle  # (B, 1, T, E/2): the same for every head
         cos, sin = angle.cos(), angle.sin()
 
@@ -66,15 +65,14 @@ class RelativePositionBias(nn.Module):
 class AlibiBias(nn.Module):
     """A penalty that grows with the distance, with slopes 2^(-8i/H) (Press et al. 2022)."""
 
-    slopes: Tensor
-
     def __init__(self, spec: specs.Alibi, heads: int, causal: bool):
         super().__init__()
-        self.register_buffer("slopes", torch.tensor(self._slopes(heads)), persistent=False)  # (H,)
+        self.slopes = self._slopes(heads)
 
     def forward(self, distance: Tensor) -> Tensor:
         """(..., T, S) distances -> (..., H, T, S) biases."""
-        return -self.slopes[:, None, None] * distance.abs().unsqueeze(-3)
+        slopes = torch.tensor(self.slopes, device=distance.device)  # (H,)
+        return -slopes[:, None, None] * distance.abs().unsqueeze(-3)
 
     @staticmethod
     def _slopes(heads: int) -> list[float]:
@@ -87,8 +85,8 @@ class AlibiBias(nn.Module):
 BIASES = {specs.RelativeBias: RelativePositionBias, specs.Alibi: AlibiBias}
 
 
-def sinusoid(length: int, width: int) -> Tensor:
-    """(length, D): sines of pos / 10000^(2i/D) in the first half, cosines in the second."""
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
-    angle = torch.arange(length)[:, None] * frequency  # (length, ceil(D/2))
-    return torch.cat((angle.sin(), angle.cos()), dim=1)[:, :width]
+def sinusoid(positions: Tensor, width: int) -> Tensor:
+    """(..., D): sines of pos / 10000^(2i/D) in the first half, cosines in the second."""
+    exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angle = positions[..., None].float() * 10_000.0**-exponent  # (..., ceil(D/2))
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)[..., :width]

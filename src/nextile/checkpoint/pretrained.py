@@ -1,0 +1,77 @@
+"""A name or a folder -> a loaded model with its tokenizer."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nextile.base.device import choose_device
+from nextile.base.errors import NextileError
+from nextile.checkpoint.store import Spec, load_model, save_model
+from nextile.models.build import AnyModel
+from nextile.text.tokenizer import Tokenizer
+
+HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that runs, what it is, and the tokens that it speaks."""
+
+    model: AnyModel
+    tokenizer: Tokenizer
+    spec: Spec
+    family: str  # "qwen3", "gpt2", ..., or "nextile" for what no other program knows
+    folder: Path | None = None
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model folder (see `checkpoint.store`)."""
+        save_model(folder, self.model, self.tokenizer)
+
+
+def load(name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None) -> Pretrained:
+    """Load a folder of ours or Hugging Face's, or a name on the Hugging Face hub.
+
+    device: "cpu", "cuda", ...; None takes the accelerator if there is one. dtype: "float32", "bfloat16", ...; None
+    keeps what the file has. Errors: NextileError for anything that is not a sound model folder.
+    """
+    folder = locate(name)
+    model, family = load_model(folder, device=choose_device(device), dtype=_dtype(dtype))
+    return Pretrained(model, Tokenizer.load(folder), model.spec, family, folder)
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    found = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
+    dtype = getattr(torch, found, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise NextileError(f"dtype {name!r} is unknown: use float32, bfloat16 or float16")
+    return dtype
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a name: a path here, else the hub's cache, else the hub."""
+    folder = Path(name).expanduser()
+    if folder.exists() or not HUB_NAME.fullmatch(str(name)):
+        return folder  # what is wrong with it is said by who reads it
+    return _from_hub(str(name))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=5))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0][:200]
+        raise NextileError(
+            f"'{name}' is neither a folder here nor a model that the hub gives ({why}): name the --out of a run"
+        ) from error

@@ -1,0 +1,83 @@
+"""Training state on disk: saved whole with a manifest of hashes, the last two kept, a broken one passed over.
+
+state/step-00000200/  tensors.safetensors  progress.json  manifest.json
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from nextile.base.errors import NextileError
+from nextile.base.files import atomic_folder, inside, remove_leftovers, sha256
+from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
+
+KEPT = 2
+NAME = re.compile(r"step-(\d{8,})")
+
+
+class Saved(NamedTuple):
+    """A training state read from disk."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+    note: str | None  # what was passed over, in one line
+
+
+def save_state(run: str | Path, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    """Save a state atomically, then drop all but the last two. Errors: NextileError when the disk is full."""
+    states = Path(run) / "state"
+    with atomic_folder(states / f"step-{step:08d}") as folder:
+        save_tensors(folder / "tensors.safetensors", tensors)
+        (folder / "progress.json").write_text(json.dumps(progress, sort_keys=True))
+        hashes = {name: sha256(folder / name) for name in ("tensors.safetensors", "progress.json")}
+        (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=2))
+    for old in _found(states)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_state(run: str | Path) -> Saved:
+    """The newest state that is whole. Errors: NextileError when there is none."""
+    states = Path(run) / "state"
+    remove_leftovers(states)
+    broken: list[str] = []
+    for folder in _found(states):
+        try:
+            return _load(folder, broken)
+        except NextileError as error:
+            broken.append(str(error))
+    if broken:
+        raise NextileError(f"no saved state in '{states}' is whole: {broken[0]}")
+    raise NextileError(f"'{run}' holds no training state to resume from: train it with --out {run}")
+
+
+def drop_states(run: str | Path) -> None:
+    """Forget the states of a run that never came to be."""
+    shutil.rmtree(Path(run) / "state", ignore_errors=True)
+
+
+def has_state(run: str | Path) -> bool:
+    """Whether there is anything to resume from, whole or not."""
+    return bool(_found(Path(run) / "state"))
+
+
+def _found(states: Path) -> list[Path]:
+    """The saved states, the newest first."""
+    folders = [path for path in states.glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _load(folder: Path, broken: list[str]) -> Saved:
+    hashes = read_json(inside(folder, "manifest.json")).get("sha256")
+    if not isinstance(hashes, dict):
+        raise NextileError(f"'{folder}' has a manifest without hashes")
+    for name in ("tensors.safetensors", "progress.json"):
+        if sha256(inside(folder, name)) != hashes.get(name):
+            raise NextileError(f"'{folder / name}' is not what was saved")
+    step = int(folder.name[5:])
+    note = f"the latest saved state is broken ({broken[0]}); going on from step {step}" if broken else None
+    return Saved(step, load_tensors(folder / "tensors.safetensors"), read_json(folder / "progress.json"), note)

@@ -1,0 +1,125 @@
+"""The model folder: Hugging Face's layout, read and written, so that what is trained here loads elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from nextile.base.errors import NextileError
+from nextile.base.files import atomic_write, inside
+from nextile.checkpoint import convert, weights
+from nextile.models.build import AnyModel, skeleton
+from nextile.models.families.table import family_named, family_of
+from nextile.nn import specs
+from nextile.text.tokenizer import Tokenizer
+
+OURS = "nextile"  # the model_type of what no other program knows
+Spec = specs.Transformer | specs.EncoderDecoder
+
+
+def save_model(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None = None) -> None:
+    """Write the folder, each file whole or not at all, the weights last.
+
+    A family that transformers knows is written in its words, so that transformers loads it; the rest as a spec tree.
+    """
+    save_config(folder, model, tokenizer)
+    save_weights(folder, model)
+
+
+def save_config(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None = None) -> None:
+    """Write all of the folder but the weights."""
+    folder = Path(folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        _write_json(folder / "generation_config.json", _ends(tokenizer))
+    _write_json(folder / "config.json", config_of(model.spec, model, tokenizer))
+
+
+def save_weights(folder: str | Path, model: AnyModel) -> None:
+    """Write `model.safetensors` alone, in the layout that the folder's configuration names."""
+    tensors = dict(model.state_dict())
+    family = family_of(model.spec)
+    if family is not None:
+        tensors = convert.write(family_named({"model_type": family}).key_map(model.spec), tensors)
+    weights.save_tensors(Path(folder) / "model.safetensors", tensors)
+
+
+def config_of(spec: Spec, model: nn.Module, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The `config.json` of a model."""
+    name = family_of(spec)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    common = {"dtype": dtype, **({} if tokenizer is None else _ends(tokenizer))}
+    if name is None:
+        return {"model_type": OURS, **common, OURS: spec.model_dump()}
+    family = family_named({"model_type": name})
+    return {"architectures": [family.ARCHITECTURE], "model_type": name, **common, **family.to_config(spec)}
+
+
+def _ends(tokenizer: Tokenizer) -> dict[str, int]:
+    ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def load_spec(folder: str | Path) -> tuple[Spec, str]:
+    """The spec and the family's name of a model folder. Errors: NextileError when it is none, or one unknown here."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NextileError(f"'{folder}' is not a folder: name a model folder, such as the --out of a training run")
+    if not (folder / "config.json").exists():
+        raise NextileError(f"'{folder}' is not a model folder: it has no config.json")
+    config = weights.read_json(inside(folder, "config.json"))
+    try:
+        if config.get("model_type") == OURS:
+            return TypeAdapter(specs.Model).validate_python(config.get(OURS)), OURS
+        return family_named(config).from_config(config), config["model_type"]
+    except (ValidationError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise NextileError(f"'{folder / 'config.json'}': {_first_line(error)}: get a sound copy of it") from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))} {first['msg']}"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def load_model(
+    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[AnyModel, str]:
+    """The model of a folder, ready to run, and its family's name. Errors: NextileError if it is not sound."""
+    folder = Path(folder)
+    spec, name = load_spec(folder)
+    tensors = weights.load_folder(folder)
+    if name != OURS:
+        tensors = _without_tied_copy(tensors, spec)
+        tensors = convert.read(family_named({"model_type": name}).key_map(spec), tensors)
+    model = skeleton(spec)
+    _check_shapes(tensors, model, folder)
+    model.load_state_dict(weights.as_dtype(tensors, dtype), assign=True)
+    return model.to(device).eval(), name
+
+
+def _without_tied_copy(tensors: dict[str, torch.Tensor], spec: Spec) -> dict[str, torch.Tensor]:
+    """Some writers store a tied de-embedding once more under its own name."""
+    tied = isinstance(spec.head, specs.TiedHead)
+    return {name: value for name, value in tensors.items() if not (tied and name == "lm_head.weight")}
+
+
+def _check_shapes(tensors: dict[str, torch.Tensor], model: AnyModel, folder: Path) -> None:
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        state = "lacks" if name in wanted else "has, and config.json does not know,"
+        raise NextileError(f"the weights in '{folder}' {state} {name}: the files are of different models")
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise NextileError(
+                f"the weights in '{folder}' have {name} as {tuple(tensors[name].shape)} and config.json says {shape}: "
+                "the files are of different models"
+            )

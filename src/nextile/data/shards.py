@@ -1,0 +1,203 @@
+"""Memory-mapped token shards: a corpus as one long array of ids on disk, each document followed by its end token."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from nextile.base.config import Settings
+from nextile.base.errors import NextileError
+from nextile.base.files import atomic_folder, atomic_write, inside, sha256
+
+INDEX = "index.json"
+FORMAT = "nextile tokens 1"
+SHARD_TOKENS = 2**28
+BLOCK = 2**18  # tokens handled at a time while writing
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+class Shard(Settings):
+    """One file of tokens."""
+
+    name: str
+    tokens: int = Field(ge=1)
+    sha256: str
+
+
+class Index(Settings):
+    """What lies in the folder: `meta` is the writer's, with "text_bytes" and the "tokenizer" fingerprint by custom."""
+
+    format: str = FORMAT
+    dtype: str
+    tokens: int
+    documents: int
+    vocab_size: int
+    end_id: int
+    shards: tuple[Shard, ...]
+    meta: dict[str, Any]
+
+
+class TokenStore:
+    """The tokens of a corpus; `store[a:b]` reads only what is asked for, as int64, across the borders of shards."""
+
+    def __init__(self, folder: Path, index: Index):
+        self.folder, self.index = folder, index
+        self.documents, self.text_bytes, self.meta = index.documents, int(index.meta.get("text_bytes", 0)), index.meta
+        self.vocab_size, self.end_id = index.vocab_size, index.end_id
+        self._shards = [np.memmap(folder / shard.name, DTYPES[index.dtype], mode="r") for shard in index.shards]
+        self._starts = np.cumsum([0, *(shard.tokens for shard in index.shards)])
+
+    def __len__(self) -> int:
+        return self.index.tokens
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a token store is read without steps, not with {step}")
+        return np.concatenate([np.empty(0, np.int64), *self._pieces(start, stop)], dtype=np.int64)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The parts of start..stop in each shard that has some."""
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first = int(self._starts[number])
+            piece = self._shards[number][start - first : stop - first]
+            yield piece
+            start, number = start + len(piece), number + 1
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_store(
+    folder: str | Path,
+    documents: Iterable[np.ndarray],
+    *,
+    vocab_size: int,
+    end_id: int,
+    meta: Mapping[str, Any],
+    shard_tokens: int = SHARD_TOKENS,
+) -> TokenStore:
+    """Write arrays of token ids, one a document, each followed by `end_id`, as a store that appears whole or never.
+
+    The documents are streamed; `meta` must fit in JSON and is read after the last document.
+    Errors: NextileError for no documents at all, for an id outside 0..vocab_size-1, and for a full disk.
+    """
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    tally = Counter[str]()
+    blocks = _checked(_packed(documents, end_id, tally), vocab_size)
+    with atomic_folder(folder) as temporary:
+        shards = tuple(
+            _write_shard(temporary / f"tokens-{number:05d}.bin", (piece for _, piece in pieces), DTYPES[dtype])
+            for number, pieces in itertools.groupby(_cut(blocks, shard_tokens), key=operator.itemgetter(0))
+        )
+        if not shards:
+            raise NextileError(f"'{folder}': there are no documents to write: give some text")
+        index = Index(
+            dtype=dtype,
+            tokens=sum(shard.tokens for shard in shards),
+            documents=tally["documents"],
+            vocab_size=vocab_size,
+            end_id=end_id,
+            shards=shards,
+            meta=dict(meta),
+        )
+        atomic_write(temporary / INDEX, index.model_dump_json(indent=1) + "\n")
+    return open_store(folder)
+
+
+def _packed(documents: Iterable[np.ndarray], end_id: int, tally: Counter[str]) -> Iterator[np.ndarray]:
+    """The documents and their end tokens in blocks of BLOCK tokens or a little more; `tally` counts the documents."""
+    end = np.array([end_id], dtype=np.int64)
+    parts: list[np.ndarray] = []
+    size = 0
+    for ids in documents:
+        tally["documents"] += 1
+        parts += (ids, end)
+        size += len(ids) + 1
+        if size >= BLOCK:
+            yield np.concatenate(parts, dtype=np.int64)
+            parts, size = [], 0
+    if parts:
+        yield np.concatenate(parts, dtype=np.int64)
+
+
+def _checked(blocks: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.ndarray]:
+    """The blocks, if their ids are in the vocabulary: those that are not would wrap silently into others."""
+    for ids in blocks:
+        wrong = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(wrong):
+            raise NextileError(f"token id {wrong[0]} is not in the vocabulary of {vocab_size}: use its own tokenizer")
+        yield ids
+
+
+def _cut(blocks: Iterable[np.ndarray], shard_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The blocks cut where a shard is full, each piece with the number of its shard."""
+    position = 0
+    for ids in blocks:
+        while len(ids):
+            piece = ids[: shard_tokens - position % shard_tokens]
+            yield position // shard_tokens, piece
+            position, ids = position + len(piece), ids[len(piece) :]
+
+
+def _write_shard(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> Shard:
+    digest, tokens = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        for piece in pieces:
+            data = piece.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            tokens += len(piece)
+    return Shard(name=path.name, tokens=tokens, sha256=digest.hexdigest())
+
+
+# --- opening -------------------------------------------------------------------------------------------------------
+
+
+def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
+    """Open a store that `write_store` wrote, checking its sizes, and with `verify` every byte against its SHA-256.
+
+    Errors: NextileError when it is no store, is of another version, or a file is missing, truncated or changed.
+    """
+    folder = Path(folder)
+    index = _read_index(folder)
+    for shard in index.shards:
+        _check_shard(folder, shard, DTYPES[index.dtype].itemsize, verify)
+    return TokenStore(folder, index)
+
+
+def _read_index(folder: Path) -> Index:
+    again = "tokenize the text again"
+    try:
+        index = Index.model_validate_json(inside(folder, INDEX).read_bytes())
+    except (NextileError, OSError) as error:
+        raise NextileError(f"'{folder}' is not a folder of tokens (it has no readable {INDEX}): {again}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "JSON"
+        raise NextileError(f"'{folder / INDEX}' is broken ({place}: {problem['msg']}): {again}") from error
+    if index.format != FORMAT or index.dtype not in DTYPES:
+        raise NextileError(f"'{folder}' is of another format ({index.format}, {index.dtype}): {again}")
+    if index.tokens != sum(shard.tokens for shard in index.shards):
+        raise NextileError(f"'{folder / INDEX}' is broken (its shards do not sum to its tokens): {again}")
+    return index
+
+
+def _check_shard(folder: Path, shard: Shard, itemsize: int, verify: bool) -> None:
+    path = inside(folder, shard.name)
+    size = path.stat().st_size
+    if size != shard.tokens * itemsize:
+        raise NextileError(
+            f"'{path}' has {size:,} bytes instead of {shard.tokens * itemsize:,}: tokenize the text again"
+        )
+    if verify and sha256(path) != shard.sha256:
+        raise NextileError(f"'{path}' is not what was written (its SHA-256 differs): tokenize the text again")

@@ -1,0 +1,294 @@
+"""What a run will be before anything is spent: size, batch, steps, memory and time, from the data and the budget.
+
+The size is the one that reaches the lowest validation loss in the time asked for, by a ladder of sizes measured for
+each width on this machine (docs/benchmarks.md, "which size for how many minutes").
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from nextile.base.config import Settings, resolve
+from nextile.base.device import choose_device, choose_precision, has_compiler, memory_available
+from nextile.base.errors import NextileError, UsageError
+from nextile.checkpoint.store import Spec
+from nextile.data.batches import Batch
+from nextile.models import count
+from nextile.models.build import build
+from nextile.nn import specs
+from nextile.tasks.settings import RunSettings
+from nextile.tasks.task import Data, Task
+from nextile.training.loop import train
+from nextile.training.objectives import Objective
+from nextile.training.optim import Optimizer
+from nextile.training.schedule import Constant
+
+MINUTES = 5.0  # when nothing is asked for
+COMPILED_GAIN = 2.0  # how much faster a compiled step is, about
+WORTH_COMPILING = 75.0  # seconds of uncompiled training; a cold compilation takes 15 to 30
+EVALUATIONS = 10  # of the validation set, in a run
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A size of the ladder with the batch that suits it."""
+
+    width: int
+    depth: int
+    context: int
+    tokens: int  # of a step
+
+
+LADDER = (
+    Rung(64, 2, 64, 1024),
+    Rung(128, 4, 128, 2048),
+    Rung(192, 6, 128, 2048),
+    Rung(256, 6, 256, 4096),
+    Rung(384, 6, 256, 4096),
+    Rung(512, 8, 512, 8192),
+    Rung(768, 12, 1024, 65_536),
+    Rung(1024, 24, 1024, 262_144),
+)
+TOKENS_PER_PARAMETER = 4.0  # below this many seen by each parameter of the blocks, a smaller model learns more
+PARAMETERS_PER_TOKEN = 4.0  # above this many for each token of the corpus, a larger model only remembers it
+
+
+class Plan(Settings):
+    """What a run is; kept in its folder, so that resuming needs nothing else."""
+
+    task: str
+    source: str
+    preset: str | None
+    model: specs.Model
+    batch: int
+    context: int
+    accumulate: int
+    steps: int | None  # None: from the minutes, once the step was measured
+    minutes: float | None
+    evaluate_every: int | None
+    save_every: int | None
+    precision: Literal["fp32", "bf16"]
+    device: str
+    compiled: bool
+    seconds_per_step: float | None  # measured before it was compiled
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets asked in a step."""
+        return self.batch * self.context
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def evaluations_every(self, steps: int, validation_tokens: int) -> int:
+        """Steps between validations: ten in a run, fewer where they would take more than a tenth of its time."""
+        costs = validation_tokens / 3 / self.tokens_per_step  # in steps: forward alone is a third of one
+        return self.evaluate_every or max(1, round(steps / EVALUATIONS), round(10 * costs))
+
+    def memory(self) -> int:
+        """Bytes at the peak of training."""
+        assert isinstance(self.model, specs.Transformer)
+        rows = self.batch // self.accumulate
+        return count.training_memory(self.model, rows=rows, length=self.context, precision=self.precision)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What the user is told of it."""
+        assert isinstance(self.model, specs.Transformer)
+        stack, parameters = self.model.stack, count.parameters(self.model)
+        flops = count.training_flops(self.model, self.context) * self.tokens_per_step
+        step = "" if self.seconds_per_step is None else f", about {self._seconds():.3g} s on this {self.device}"
+        return [
+            ("model", f"{self.preset or 'qwen3'}: {stack.depth} layers of width {stack.width}, {_heads(stack)}"),
+            ("parameters", f"{parameters.total:,} ({parameters.embedding + parameters.head:,} in the embedding)"),
+            ("step", f"{self.batch} rows of {self.context} tokens, {flops:.2g} FLOPs{step}"),
+            ("run", self._length()),
+            ("memory", f"about {self.memory() / 2**20:,.0f} MiB"),
+            ("computing", f"{self.precision} on {self.device}, {'' if self.compiled else 'not '}compiled"),
+        ]
+
+    def _seconds(self) -> float:
+        return (self.seconds_per_step or 0.0) / (COMPILED_GAIN if self.compiled else 1.0)
+
+    def _length(self) -> str:
+        if self.steps is None:
+            expected = round((self.minutes or MINUTES) * 60 / max(self._seconds(), 1e-9))
+            return f"{self.minutes:g} minutes, about {expected:,} steps"
+        tokens = self.steps * self.tokens_per_step
+        return f"{self.steps:,} steps, {tokens:,} tokens"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        assert isinstance(self.model, specs.Transformer)
+        figures = {
+            "parameters": count.parameters(self.model).total,
+            "memory_bytes": self.memory(),
+            "flops_per_step": count.training_flops(self.model, self.context) * self.tokens_per_step,
+        }
+        return self.model_dump() | figures
+
+
+def _heads(stack: specs.Stack) -> str:
+    heads = stack.attention.heads
+    return f"{heads} head{'s' if heads > 1 else ''} of {stack.attention.head_width(stack.width)}"
+
+
+class _Overlay(Settings):
+    """A spec under the name that users set it by."""
+
+    model: specs.Transformer
+
+
+def make_plan(
+    task: Task, data: Data, settings: RunSettings, *, source: str, preset: str | None, minutes: float | None,
+    steps: int | None, fixed: Spec | None = None,
+) -> Plan:  # fmt: skip
+    """Decide all that was left open. `fixed`: the model is given (`--init`).
+
+    Errors: UsageError for a budget that is none, NextileError for what does not fit in memory or in the data.
+    """
+    _check_budget(minutes, steps)
+    minutes = MINUTES if minutes is None and steps is None else minutes
+    device = choose_device(settings.device)
+    precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
+
+    def draft(rung: Rung) -> Plan:
+        context = settings.context or min(rung.context, data.longest)
+        spec = fixed or _spec(task, preset, data, settings, rung, context)
+        context = min(context, spec.context)
+        return Plan(
+            task=task.name,
+            source=source,
+            preset=preset,
+            model=spec,  # type: ignore[arg-type]
+            batch=settings.batch or _rows(rung.tokens, context, settings.accumulate),
+            context=context,
+            accumulate=settings.accumulate,
+            steps=steps,
+            minutes=minutes,
+            evaluate_every=settings.validation.every,
+            save_every=settings.checkpoint.every,
+            precision=precision,
+            device=device.type,
+            compiled=settings.compile is True,
+            seconds_per_step=None,
+        )
+
+    plan = _choose(draft, task.objective(), data, settings, minutes)
+    _check_data(plan, data)
+    return _check_memory(plan, settings)
+
+
+def _check_budget(minutes: float | None, steps: int | None) -> None:
+    if minutes is not None and steps is not None:
+        raise UsageError("--minutes and --steps exclude each other: give one of them")
+    if minutes is not None and not 0 < minutes < 1e7:
+        raise UsageError(f"--minutes {minutes:g} is no time to train for: give a positive number")
+    if steps is not None and not 0 < steps < 1 << 40:
+        raise UsageError(f"--steps {steps} is no number of steps to train for: give a positive one")
+
+
+def _rows(tokens: int, context: int, accumulate: int) -> int:
+    """Rows of a step of about so many tokens, divisible by the parts it is worked on in."""
+    return max(1, round(tokens / context / accumulate)) * accumulate
+
+
+def _spec(task: Task, preset: str | None, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
+    vocab = data.tokenizer.vocab_size
+    stack = settings.model.get("stack")
+    stack = stack if isinstance(stack, dict) else {}
+    size = {"width": rung.width, "depth": rung.depth} | {k: v for k, v in stack.items() if k in ("width", "depth")}
+    spec = task.spec(preset, vocab=vocab, context=context, dropout=settings.dropout or 0.0, **size)
+    return resolve(_Overlay, {"model": spec.model_dump()}, {"model": settings.model}).model
+
+
+def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
+    """Climb while the next size still sees enough tokens in the time, and has enough text to learn from."""
+    best, seconds, compiled = None, None, False
+    for rung in LADDER:
+        plan = draft(rung)
+        if best is not None and (plan.model == best.model or _too_large(plan, data)):
+            break
+        if minutes is not None:
+            seconds = probe(plan, objective, data, settings)
+            compiled = _compiles(settings, minutes * 60)
+            step = seconds / (COMPILED_GAIN if compiled else 1.0)
+            seen = minutes * 60 / step * plan.tokens_per_step
+            if best is not None and seen < TOKENS_PER_PARAMETER * _blocks(plan):
+                break
+        best = plan.model_copy(update={"seconds_per_step": seconds, "compiled": compiled or plan.compiled})
+    assert best is not None
+    if minutes is None and settings.compile == "auto":
+        seconds = probe(best, objective, data, settings)
+        compiled = _compiles(settings, (best.steps or 0) * seconds)
+        best = best.model_copy(update={"seconds_per_step": seconds, "compiled": compiled})
+    return best
+
+
+def _too_large(plan: Plan, data: Data) -> bool:
+    return _blocks(plan) > PARAMETERS_PER_TOKEN * data.train_tokens
+
+
+def _blocks(plan: Plan) -> int:
+    return count.parameters(plan.model).matrices
+
+
+def _compiles(settings: RunSettings, seconds: float) -> bool:
+    if settings.compile == "auto":
+        return seconds > WORTH_COMPILING and has_compiler()
+    return settings.compile
+
+
+def probe(plan: Plan, objective: Objective, data: Data, settings: RunSettings, steps: int = 3) -> float:
+    """Seconds of one step of a throw-away model of this plan, uncompiled: the fastest of a few, on one micro-batch."""
+    model = build(plan.model, device=choose_device(settings.device))
+    rows = plan.batch // plan.accumulate
+    ids = torch.randint(0, data.tokenizer.vocab_size, (rows, plan.context + 1))
+    batch = Batch(ids[:, :-1], ids[:, 1:], rows * plan.context)
+    optimizer = Optimizer(model, settings.optimizer_settings())
+    began = time.perf_counter()
+    timed = []
+    for step in train(model, lambda _: [batch], objective, optimizer, Constant(), steps=steps, precision=plan.dtype):
+        _ = step.loss  # wait for the device
+        timed.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        if sum(timed) > 4.0:
+            break
+    return min(timed) * plan.accumulate
+
+
+def _check_data(plan: Plan, data: Data) -> None:
+    if data.train_tokens <= plan.context:
+        raise NextileError(
+            f"the training text has {data.train_tokens} tokens, too few for a context of {plan.context}: "
+            f"set context={max(1, data.longest)} or give more text"
+        )
+    if data.validation_tokens < 2:
+        raise NextileError(
+            f"the validation text has {data.validation_tokens} token: give more text or a larger validation.fraction"
+        )
+
+
+def _check_memory(plan: Plan, settings: RunSettings) -> Plan:
+    """The plan, in as many parts as it needs to fit. Errors: NextileError with a setting that fits, if any does."""
+    free = int(0.9 * memory_available(choose_device(settings.device)))
+    if plan.memory() <= free:
+        return plan
+    parts = next((n for n in range(1, plan.batch + 1) if plan.batch % n == 0 and _in_parts(plan, n) <= free), None)
+    need = f"training needs about {plan.memory() / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    if parts is None:
+        raise NextileError(
+            f"{need}: use a smaller model, such as --set model.stack.depth=4 --set model.stack.width=256"
+        )
+    if settings.accumulate == 1 and settings.batch is None:
+        return plan.model_copy(update={"accumulate": parts})
+    raise NextileError(f"{need}: --set accumulate={parts} gives the same result in less")
+
+
+def _in_parts(plan: Plan, parts: int) -> int:
+    return plan.model_copy(update={"accumulate": parts}).memory()

@@ -1,0 +1,377 @@
+"""One run of any task: plan, train, evaluate, save, resume; what it tells and draws on the way.
+
+A run lives in one folder: `run.json` says what it is, `data/` holds its tokens, `state/` what resuming needs, and the
+folder itself is the model that was best on the validation set.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nextile.base.config import Settings
+from nextile.base.device import choose_device, set_threads
+from nextile.base.errors import NextileError, UsageError
+from nextile.base.files import atomic_write, remove_leftovers
+from nextile.checkpoint import resume as states
+from nextile.checkpoint.pretrained import Pretrained, load
+from nextile.checkpoint.store import save_config, save_weights
+from nextile.checkpoint.weights import read_json
+from nextile.models.build import build
+from nextile.models.families.table import family_of
+from nextile.tasks.curve import write_curve
+from nextile.tasks.language import LanguageModelling
+from nextile.tasks.log import Log
+from nextile.tasks.plan import Plan, make_plan
+from nextile.tasks.report import Report
+from nextile.tasks.settings import RunSettings
+from nextile.tasks.task import Data, Task
+from nextile.text.tokenizer import Tokenizer
+from nextile.training.graph import one_graph
+from nextile.training.loop import Step, evaluate, train
+from nextile.training.optim import Optimizer
+from nextile.training.state import restore, snapshot
+
+TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
+RUN = "run.json"
+SHOWN = 0.5  # seconds between two looks at the loss
+MEASURED = 12  # steps by which a run with a time limit learns its speed
+DRIFT = 0.03  # of the run: how far from the time asked for the end may be before the number of steps is changed
+
+
+class RunFile(Settings):
+    """`run.json`: all that resuming needs beside the data and the state."""
+
+    format: int = 1
+    plan: Plan
+    settings: RunSettings
+
+
+@dataclass
+class Progress:
+    """What was done so far; saved with every state."""
+
+    step: int = 0  # steps done
+    steps: int = 0  # of so many; 0: not known yet
+    seconds: float = 0.0  # that all sessions of the run took, up to the last save
+    best: float = math.inf  # validation loss
+    best_bits: float = math.inf  # its bits per byte
+    best_step: int = 0
+    metrics_bytes: int = 0
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal."""
+
+
+# --- beginning ------------------------------------------------------------------------------------------------------
+
+
+def task_named(name: str | None) -> Task:
+    """The task of that name; a language model when none is named. Errors: UsageError with the names that exist."""
+    if name is not None and name not in TASKS:
+        raise UsageError(f"unknown task '{name}': it is one of {', '.join(TASKS)}")
+    return TASKS[name or LanguageModelling.name]
+
+
+def new_run(
+    source: str, settings: RunSettings, *, folder: Path, report: Report, task: str | None = None,
+    preset: str | None = None, minutes: float | None = None, steps: int | None = None, init: str | None = None,
+) -> Pretrained:  # fmt: skip
+    """Train a model from the beginning and return the best one. Nothing is overwritten: NextileError says why."""
+    began = time.monotonic()
+    set_threads(settings.threads)
+    check_free(folder)
+    clear(folder)
+    work, base = task_named(task), load(init, device="cpu") if init else None
+    data = work.prepare(source, settings, folder / "data", report, base.tokenizer if base else None)
+    plan = make_plan(
+        work,
+        data,
+        settings,
+        source=source,
+        preset=preset,
+        minutes=minutes,
+        steps=steps,
+        fixed=base.spec if base else None,
+    )
+    report.table("plan", data.facts + plan.rows())
+    run = Run(folder, work, data, plan, settings, report, began)
+    if base is not None:
+        run.model.load_state_dict(base.model.state_dict())
+        run.save()  # what it begins from is not in the settings
+    data.tokenizer.save(folder)
+    atomic_write(folder / RUN, RunFile(plan=plan, settings=settings).model_dump_json(indent=2) + "\n")
+    return run.go()
+
+
+def resume_run(folder: Path, report: Report) -> Pretrained:
+    """Go on with an interrupted run exactly where its last saved state stands. Errors: NextileError if there is none."""
+    began = time.monotonic()
+    file = read_run(folder)
+    clear(folder)
+    set_threads(file.settings.threads)
+    task, tokenizer = task_named(file.plan.task), Tokenizer.load(folder)
+    run = Run(folder, task, task.open(folder / "data", tokenizer), file.plan, file.settings, report, began)
+    run.recover()
+    return run.go()
+
+
+def check_free(folder: Path) -> None:
+    """Errors: NextileError when another run or model lives there."""
+    if (folder / RUN).exists():
+        raise NextileError(
+            f"'{folder}' holds a run already: go on with it by --resume {folder}, or choose another --out"
+        )
+    if (folder / "config.json").exists():
+        raise NextileError(f"'{folder}' holds a model already: choose another --out")
+
+
+def clear(folder: Path) -> None:
+    """Forget what a run that was killed before it began, or in the middle of a save, has left."""
+    for place in (folder, folder / "data", folder / "state"):
+        remove_leftovers(place)
+    if not (folder / RUN).exists():
+        states.drop_states(folder)
+        Log(folder).rewind(0, 0)
+
+
+def read_run(folder: Path) -> RunFile:
+    """A run's `run.json`. Errors: NextileError when the folder is no run."""
+    if not (folder / RUN).exists():
+        raise NextileError(f"'{folder}' holds no run to resume: it has no {RUN}; name the --out of an interrupted run")
+    try:
+        return RunFile.model_validate(read_json(folder / RUN))
+    except ValidationError as error:
+        raise NextileError(f"'{folder / RUN}' is damaged ({error.error_count()} faults): train anew") from error
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The pieces of a run put together, and what is done with each step."""
+
+    def __init__(
+        self, folder: Path, task: Task, data: Data, plan: Plan, settings: RunSettings, report: Report, began: float
+    ):
+        self.folder, self.task, self.data, self.plan = folder, task, data, plan
+        self.settings, self.report, self.began = settings, report, began
+        device = choose_device(settings.device)
+        self.model = build(plan.model, seed=settings.seed, device=device)
+        self.optimizer = Optimizer(self.model, settings.optimizer_settings(), compiled=plan.compiled)
+        objective = task.objective(settings.label_smoothing)
+        self.objective = one_graph(objective) if plan.compiled else objective
+        self.batches = data.batches(
+            context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed
+        )
+        self.log, self.progress = Log(folder), Progress(steps=plan.steps or 0)
+        self.earlier = 0.0  # seconds of earlier sessions
+        self.first, self.trained_from = 0, 0.0  # the step and the second at which this session's training began
+        self.unlogged: list[Step] = []
+        self.signal = 0
+
+    def recover(self) -> None:
+        """Take up the last saved state, or begin again when none was saved."""
+        if not states.has_state(self.folder):
+            self.log.rewind(0, 0)
+            return
+        saved = states.latest_state(self.folder)
+        if saved.note:
+            self.report.warn(saved.note)
+        self.progress = Progress(**restore(self.model, self.optimizer, saved.tensors, saved.progress))
+        self.earlier = self.progress.seconds
+        self.log.rewind(self.progress.metrics_bytes, self.progress.step)
+        self.report.say(f"resuming '{self.folder}' after step {self.progress.step:,} of {self.progress.steps:,}")
+
+    def go(self) -> Pretrained:
+        """Train to the end and return the best model. Ctrl-C and SIGTERM save first, and say how to go on."""
+        save_config(self.folder, self.model, self.data.tokenizer)
+        try:
+            with self._listening():
+                self._train()
+        except Stopped:
+            self._part()
+        self._finish()
+        return load(self.folder, device=self.settings.device)
+
+    def save(self) -> None:
+        """Everything that resuming needs, whole or not at all."""
+        self.progress.seconds, self.progress.metrics_bytes = self._elapsed(), self.log.size()
+        states.save_state(self.folder, self.progress.step, *snapshot(self.model, self.optimizer, asdict(self.progress)))
+
+    # --- the steps --------------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        progress = self.progress
+        if self.plan.compiled:
+            self.report.say("compiling the step, which takes up to half a minute when it was not compiled before")
+        progress.steps = progress.steps or self._measured_steps()
+        self.first, self.trained_from = progress.step, self._elapsed()
+        with self.report.bar("training", progress.steps, "steps") as bar:
+            bar.update(progress.step)
+            while progress.step < progress.steps:
+                self._until_validation(bar)
+                self._validate()
+                self._keep_to_time(bar)
+                self.save()
+
+    def _until_validation(self, bar: Any) -> None:
+        shown = time.monotonic()
+        for step in self._steps():
+            self.progress.step = step.index + 1
+            self.unlogged.append(step)
+            due = self._due(self.progress.step)
+            if due or self.signal or time.monotonic() - shown > SHOWN:
+                self._show(bar, time.monotonic() - shown)
+                shown = time.monotonic()
+            if due:
+                return
+            if self.signal:
+                self.save()
+                raise Stopped
+            if self.plan.save_every and self.progress.step % self.plan.save_every == 0:
+                self._write_down(time.monotonic() - shown)
+                self.save()
+
+    def _steps(self) -> Iterator[Step]:
+        return train(
+            self.model, self.batches, self.objective, self.optimizer, self.settings.schedule,
+            steps=self.progress.steps, start=self.progress.step, clip=self.settings.clip,
+            precision=self.plan.dtype, seed=self.settings.seed, compiled=self.plan.compiled,
+        )  # fmt: skip
+
+    def _due(self, step: int) -> bool:
+        """Is a validation due after so many steps?"""
+        every = self.plan.evaluations_every(self.progress.steps, self.data.validation_tokens)
+        return step % every == 0 or step == self.progress.steps
+
+    def _show(self, bar: Any, seconds: float) -> None:
+        step, rate = self.unlogged[-1], self._write_down(seconds)
+        bar.update(step.index + 1, loss=f"{step.loss:.3f}", lr=f"{step.lr:.2g}", speed=f"{rate:,.0f} tok/s")
+
+    def _write_down(self, seconds: float) -> float:
+        """Log the steps since the last time; their tokens per second."""
+        rate = sum(step.tokens for step in self.unlogged) / max(seconds, 1e-9)
+        self.log.steps(self.unlogged, self._elapsed(), rate)
+        self.unlogged.clear()
+        return rate
+
+    # --- the time ---------------------------------------------------------------------------------------------------
+
+    def _elapsed(self) -> float:
+        return self.earlier + time.monotonic() - self.began
+
+    def _left(self) -> float:
+        """Seconds of the budget."""
+        assert self.plan.minutes is not None
+        return self.plan.minutes * 60 - self._elapsed()
+
+    def _measured_steps(self) -> int:
+        """How many steps fit in the time, from a few whose effect is taken back."""
+        self.progress.steps = 1 << 40  # as long as it is unknown: the warm-up's rate
+        tensors, document = snapshot(self.model, self.optimizer, {})
+        seconds, began = [], time.monotonic()
+        for step in islice(self._steps(), MEASURED):
+            _ = step.loss  # waits for the device
+            seconds.append(time.monotonic() - began)
+            began = time.monotonic()
+            if self.signal:
+                break
+        restore(self.model, self.optimizer, tensors, document)
+        per_step = statistics.median(seconds[2:] or seconds)
+        costs = 1 + self.data.validation_tokens / 3 / self.plan.tokens_per_step * 10 * per_step  # of all validations
+        return max(1, int(max(self._left() - min(costs, 0.1 * self._left()), 0.0) / per_step))
+
+    def _keep_to_time(self, bar: Any) -> None:
+        """Machines change their speed: move the end when it would miss the time asked for."""
+        progress = self.progress
+        if self.plan.minutes is None or progress.step >= progress.steps:
+            return
+        per_step = (self._elapsed() - self.trained_from) / (progress.step - self.first)  # with validations and saves
+        steps = progress.step + max(1, int(self._left() / per_step))
+        if abs(steps - progress.steps) > DRIFT * progress.steps:
+            progress.steps = steps
+            bar.resize(steps)
+
+    # --- looking back -----------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        step, progress = self.progress.step, self.progress
+        batches = self.data.validation(context=self.plan.context, batch=max(1, 4096 // self.plan.context))
+        nats, asked = evaluate(self.model, batches, self.task.objective(), precision=self.plan.dtype)
+        measures = self.data.measures(nats, asked)
+        self.log.validation(step, measures)
+        better = measures["loss"] < progress.best
+        if better:
+            progress.best, progress.best_bits, progress.best_step = measures["loss"], measures["bits_per_byte"], step
+            save_weights(self.folder, self.model)
+        said = f"validation {measures['loss']:.4f} nats per token, {measures['bits_per_byte']:.4f} bits per byte"
+        self.report.say(f"step {step:,}: {said}{'' if better else f' (best: {progress.best:.4f})'}")
+        self.report.sample(*self.data.preview(self._pretrained(), self.settings.seed))
+
+    def _pretrained(self) -> Pretrained:
+        family = family_of(self.model.spec) or "nextile"
+        return Pretrained(self.model, self.data.tokenizer, self.model.spec, family, self.folder)
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let the step end; a second Ctrl-C does not. Only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def _part(self) -> None:
+        """Tell how to go on, and end as the signal asks."""
+        if not (self.folder / "model.safetensors").exists():
+            save_weights(self.folder, self.model)
+        write_curve(self.folder, self.folder.name)
+        self.report.say(
+            f"stopped and saved after step {self.progress.step:,}: nextile train --resume {self.folder} goes on"
+        )
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    def _finish(self) -> None:
+        progress = self.progress
+        note = write_curve(self.folder, self.folder.name)
+        if note:
+            self.report.say(note)
+        self.report.table(
+            "done",
+            [
+                ("validation loss", f"{progress.best:.4f} nats per token, {progress.best_bits:.4f} bits per byte"),
+                (
+                    "reached",
+                    f"at step {progress.best_step:,} of {progress.steps:,}, {self._elapsed() / 60:.1f} minutes",
+                ),
+                ("model", str(self.folder)),
+                ("curve", str(self.folder / "curve.html")),
+                ("try", f'nextile generate {self.folder} "..."'),
+            ],
+        )

@@ -1,0 +1,65 @@
+"""Everything about a run that can be set; what is left open follows from the data and the budget."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nextile.base.config import Settings
+from nextile.nn.specs import Length, Probability
+from nextile.training.optim import AdamW, Muon, OptimizerSettings
+from nextile.training.schedule import Linear, Schedule
+
+Count = Annotated[int, Field(ge=1, le=1 << 32)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class TokenizerChoice(Settings):
+    """What a token is."""
+
+    kind: Literal["auto", "char", "word", "byte", "bpe"] = "auto"  # auto: characters for small corpora, else BPE
+    size: Count | None = None  # how many tokens at most, for word and bpe
+
+
+class Validation(Settings):
+    """What is held out, and how often the model is asked about it."""
+
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    every: Count | None = None  # steps
+
+
+class Checkpoint(Settings):
+    """When the state to resume from is saved."""
+
+    every: Count | None = None  # steps; None: at each validation
+
+
+class RunSettings(Settings):
+    """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
+
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    device: str | None = None  # None: the accelerator if there is one
+    threads: Count | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"  # auto: where a compiler is found and the run is long enough to pay for it
+    batch: Count | None = None  # rows of a step
+    accumulate: Count = 1  # parts a step's rows are worked on in, to save memory; the result is the same
+    context: Length | None = None  # tokens of a row
+    lr: Rate | None = None  # the peak; Muon's rate for matrices goes with it
+    optimizer: OptimizerSettings = Muon()
+    schedule: Schedule = Linear()
+    clip: Rate = 1.0  # of the gradient's global norm
+    dropout: Probability | None = None
+    label_smoothing: Probability = 0.0
+    validation: Validation = Validation()
+    checkpoint: Checkpoint = Checkpoint()
+    tokenizer: TokenizerChoice = TokenizerChoice()
+    model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6
+
+    def optimizer_settings(self) -> AdamW | Muon:
+        """The optimizer with `lr` put in: it replaces AdamW's rate, and Muon's for matrices keeps its proportion."""
+        if self.lr is None:
+            return self.optimizer
+        rates = {"lr": self.lr}
+        if isinstance(self.optimizer, Muon):
+            rates["matrix_lr"] = self.optimizer.matrix_lr * self.lr / self.optimizer.lr
+        return self.optimizer.model_copy(update=rates)

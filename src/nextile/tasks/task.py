@@ -1,0 +1,87 @@
+"""What a kind of work must answer so that one run can do it: a task, and the data it has prepared.
+
+B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from nextile.checkpoint.pretrained import Pretrained
+from nextile.checkpoint.store import Spec
+from nextile.data.batches import Batch
+from nextile.tasks.report import Report
+from nextile.tasks.settings import RunSettings
+from nextile.text.tokenizer import Tokenizer
+from nextile.training.objectives import Objective
+
+
+class Data(Protocol):
+    """A corpus made ready: tokens on disk to train and to validate on."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its tokens are."""
+        ...
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the user is told of it."""
+        ...
+
+    @property
+    def train_tokens(self) -> int:
+        """How many there are to learn from."""
+        ...
+
+    @property
+    def validation_tokens(self) -> int:
+        """How many are held out."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """The longest context that the data can fill."""
+        ...
+
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+        """The micro-batches of a step, as a pure function of it."""
+        ...
+
+    def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
+        """All that is held out, each target once."""
+        ...
+
+    def measures(self, nats: float, asked: int) -> dict[str, float]:
+        """What a total loss over the validation data means."""
+        ...
+
+    def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
+        """A title and a sample of what the model makes of it now."""
+        ...
+
+
+class Task(Protocol):
+    """A kind of work: how its data is made, which models it has, what it asks of them."""
+
+    name: str
+
+    def prepare(
+        self, source: str, settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+    ) -> Data:
+        """Read, split, tokenize and store the data in `folder`; with a tokenizer given, by that."""
+        ...
+
+    def open(self, folder: Path, tokenizer: Tokenizer) -> Data:
+        """What `prepare` stored."""
+        ...
+
+    def spec(self, preset: str | None, *, vocab: int, context: int, width: int, depth: int, dropout: float) -> Spec:
+        """The default model of this size, or a preset's."""
+        ...
+
+    def objective(self, label_smoothing: float = 0.0) -> Objective:
+        """What the model is asked to do."""
+        ...
