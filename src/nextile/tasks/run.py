@@ -68,6 +68,7 @@ class Progress:
     best: float = math.inf  # validation loss
     best_bits: float = math.inf  # its bits per byte
     best_step: int = 0
+    due: int = 0  # the step of the next validation
     metrics_bytes: int = 0
 
 
@@ -217,7 +218,10 @@ class Run:
         progress = self.progress
         if self.plan.compiled:
             self.report.say("compiling the step, which takes up to half a minute when it was not compiled before")
-        progress.steps = progress.steps or self._measured_steps()
+        if not progress.steps:
+            progress.steps = self._measured_steps()
+        if progress.step == 0:
+            self._set_due()
         self.first, self.trained_from = progress.step, self._elapsed()
         with self.report.bar("training", progress.steps, "steps") as bar:
             bar.update(progress.step)
@@ -225,6 +229,7 @@ class Run:
                 self._until_validation(bar)
                 self._validate()
                 self._keep_to_time(bar)
+                self._set_due()
                 self.save()
 
     def _until_validation(self, bar: Any) -> None:
@@ -232,7 +237,7 @@ class Run:
         for step in self._steps():
             self.progress.step = step.index + 1
             self.unlogged.append(step)
-            due = self._due(self.progress.step)
+            due = self.progress.step >= self.progress.due
             if due or self.signal or time.monotonic() - shown > SHOWN:
                 self._show(bar, time.monotonic() - shown)
                 shown = time.monotonic()
@@ -252,10 +257,10 @@ class Run:
             precision=self.plan.dtype, seed=self.settings.seed, compiled=self.plan.compiled,
         )  # fmt: skip
 
-    def _due(self, step: int) -> bool:
-        """Is a validation due after so many steps?"""
+    def _set_due(self) -> None:
+        """When the next validation is due: at the end at the latest."""
         every = self.plan.evaluations_every(self.progress.steps, self.data.validation_tokens)
-        return step % every == 0 or step == self.progress.steps
+        self.progress.due = min(self.progress.step + every, self.progress.steps)
 
     def _show(self, bar: Any, seconds: float) -> None:
         step, rate = self.unlogged[-1], self._write_down(seconds)

@@ -1,0 +1,319 @@
+"""The Tokenizer: text <-> token ids for every kind, kept in one tokenizer.json."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import tokenizers
+
+from nextile.base.errors import NextileError
+from nextile.base.files import atomic_write
+from nextile.text import bulk
+from nextile.text.bytelevel import BYTE, raw, utf8
+
+Kind = Literal["char", "word", "byte", "bpe", "other"]
+
+END = "<|endoftext|>"  # GPT-2's token between documents: ours for every kind but bytes
+UNKNOWN = "<unk>"
+EACH_CHARACTER = r"[\s\S]"
+EACH_WORD = r"\w+|\s+|[^\w\s]"  # a word, a run of white space, a sign
+
+_FILE, _CONFIG, _MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_MOST = 2**24  # ids: libraries make tables as long as the highest, and a hostile file would have them fill the memory
+_CHUNK = 4 * 2**20  # bytes of text encoded at a time: enough to keep all cores busy, little to hold
+
+# Which entries of a Hugging Face folder name a part, the first that is there: BERT ends a text with its separator.
+_ROLES = {
+    "end": ("eos_token", "sep_token"),
+    "begin": ("bos_token", "cls_token"),
+    "pad": ("pad_token",),
+    "unknown": ("unk_token",),
+}
+# How a folder without such entries usually calls its end of text.
+_USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+
+
+class DecodeStream(Protocol):
+    """Text from ids that arrive one by one; the pieces together are `decode` of all the ids."""
+
+    def push(self, index: int) -> str:
+        """The text that has become certain with this id: often a word, sometimes nothing."""
+        ...
+
+    def flush(self) -> str:
+        """What is left when no more ids come."""
+        ...
+
+
+class Tokenizer:
+    """Text <-> token ids, around one `tokenizers.Tokenizer`, which it owns and configures.
+
+    `config` is the folder's tokenizer_config.json: it names the special tokens ("eos_token", "pad_token", ...).
+
+    core: the wrapped tokenizer.  kind: what a token is; "other" for those that we do not train.
+    vocab_size: the highest id + 1.  special_ids: the tokens that no text encodes to.
+    end_id: the end of a text.  begin_id, pad_id, unknown_id: None where there is no such token.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = True  # the *text* "<|endoftext|>" is text
+        self.core = core
+        self._config = dict(config)
+        self.vocab_size = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = {role: self._find(names) for role, names in _ROLES.items()}
+        self.end_id: int = self._usual_end() if ids["end"] is None else ids["end"]
+        self.begin_id, self.pad_id, self.unknown_id = ids["begin"], ids["pad"], ids["unknown"]
+        self._mark_special(self.end_id, *ids.values())
+        self.special_ids = frozenset(index for index, token in core.get_added_tokens_decoder().items() if token.special)
+        self._spec: dict[str, Any] = json.loads(core.to_str())
+        self.kind: Kind = _kind(self._spec)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
+
+    # --- one text -------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` and nothing but text: no special token is read from it or added to it.
+
+        Errors: NextileError for a lone surrogate, which is not Unicode.
+        """
+        return bulk.encode(self.core, text)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
+        return self.core.decode([int(index) for index in ids], skip_special_tokens=skip_special)
+
+    def decode_stream(self) -> DecodeStream:
+        """Text as ids arrive, special tokens left out."""
+        return _TextStream(self) if self.kind == "other" else _ByteStream(self)
+
+    def token(self, index: int) -> str:
+        """How the vocabulary writes an id: "Ġthe", "<|endoftext|>"."""
+        token = self.core.id_to_token(index) if 0 <= index < self.vocab_size else None
+        if token is None:
+            raise NextileError(f"token id {index} is not in the vocabulary: the ids go from 0 to {self.vocab_size - 1}")
+        return token
+
+    def bytes_of(self, index: int) -> bytes | None:
+        """The bytes that an id adds to the text; None where it adds none or they depend on its neighbours."""
+        token = self.core.id_to_token(index)
+        if token is None or index in self.special_ids or self.kind == "other":
+            return None
+        return raw(token) if self._is_byte_level else token.encode()
+
+    # --- many texts -----------------------------------------------------------------------------------------------
+
+    def encode_documents(
+        self, documents: Iterable[str], progress: Callable[[int], object] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The ids of each document, uint32 (tokens,), as `encode` gives them but many times faster; no end tokens.
+
+        progress is told how many bytes of text are done, after every chunk.
+        """
+        done = 0
+        for chunk, size in _chunks(documents):
+            yield from self._encoder(chunk)
+            done += size
+            if progress:
+                progress(done)
+
+    @cached_property
+    def _encoder(self) -> bulk.Encoder:
+        return bulk.encoder(self.core, self.kind, self._spec)
+
+    # --- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
+        atomic_write(Path(folder, _FILE), self.core.to_str(pretty=True))
+        config = json.dumps(self._config, ensure_ascii=False, indent=2, sort_keys=True)
+        atomic_write(Path(folder, _CONFIG), config + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """The tokenizer of a model folder, ours or Hugging Face's.
+
+        Errors: NextileError where a file is missing or broken, or no token ends a text.
+        """
+        folder = Path(folder)
+        try:
+            return cls(_read_core(folder / _FILE), _read_json(folder / _MAP) | _read_json(folder / _CONFIG))
+        except _Unusable as error:
+            raise NextileError(f"the tokenizer in {str(folder)!r} cannot be used: {error}") from None
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the canonical tokenizer.json: equal exactly where all ids are."""
+        return hashlib.sha256(self.core.to_str().encode()).hexdigest()
+
+    # --- special tokens -------------------------------------------------------------------------------------------
+
+    def _find(self, names: Iterable[str]) -> int | None:
+        """The id of the first special token that the config has under one of `names`."""
+        for name in names:
+            token = self._config.get(name)
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str) and (index := self.core.token_to_id(content)) is not None:
+                return index
+        return None
+
+    def _usual_end(self) -> int:
+        found = (self.core.token_to_id(token) for token in _USUAL_ENDS)
+        index = next((index for index in found if index is not None), None)
+        if index is None:
+            raise _Unusable(f'no token ends a text; name one of its tokens as "eos_token" in {_CONFIG}')
+        return index
+
+    def _mark_special(self, *ids: int | None) -> None:
+        """Make special what the config calls so, as transformers does."""
+        tokens = [self.core.id_to_token(index) for index in dict.fromkeys(ids) if index is not None]
+        known = {token.content for token in self.core.get_added_tokens_decoder().values() if token.special}
+        self.core.add_special_tokens(
+            [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens if token not in known]
+        )
+
+    @property
+    def _is_byte_level(self) -> bool:
+        return self.kind in ("byte", "bpe")
+
+
+_WHOLE_WORDS: dict[str, Kind] = {EACH_CHARACTER: "char", EACH_WORD: "word"}
+
+
+def _kind(spec: dict[str, Any]) -> Kind:
+    """What a token is, from the parts of a tokenizer.json."""
+    model, splitter, decoder = spec["model"], spec["pre_tokenizer"] or {}, spec["decoder"] or {}
+    if model["type"] == "BPE" and decoder.get("type") == "ByteLevel":
+        bytes_only = not model["merges"] and splitter.get("use_regex") is False and BYTE.keys() <= model["vocab"].keys()
+        return "byte" if bytes_only else "bpe"
+    if model["type"] == "WordLevel" and decoder.get("type") == "Fuse" and model["unk_token"] in model["vocab"]:
+        pattern = splitter.get("pattern", {}).get("Regex")
+        return _WHOLE_WORDS.get(pattern, "other")
+    return "other"
+
+
+def assemble(core: tokenizers.Tokenizer, **specials: str) -> Tokenizer:
+    """A Tokenizer of ours around `core`, with the config that makes transformers load it as it is."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return Tokenizer(core, config | specials)
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+    """The documents in lists of about `_CHUNK` bytes, with the bytes of each list."""
+    chunk, size = [], 0
+    for document in documents:
+        chunk.append(document)
+        size += len(utf8(document))
+        if size >= _CHUNK:
+            yield chunk, size
+            chunk, size = [], 0
+    if chunk:
+        yield chunk, size
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+class _Unusable(Exception):
+    """Why a tokenizer's files do not make a tokenizer; `load` adds where they lie."""
+
+
+def _read_core(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise _Unusable(f"there is no {_FILE}; is it a model folder?")
+    try:
+        text = path.read_text(encoding="utf-8")
+        _check_merges(json.loads(text))
+        core = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise _Unusable(f"{_FILE} is broken ({_first_line(error)}); fetch or save it again") from None
+    _check_ids(core)
+    return core
+
+
+def _check_ids(core: tokenizers.Tokenizer) -> None:
+    highest = max(core.get_vocab(with_added_tokens=True).values(), default=None)
+    ids = core.get_vocab(with_added_tokens=False).values()
+    if highest is None:
+        raise _Unusable(f"{_FILE} has no tokens; fetch or save it again")
+    if highest >= _MOST:
+        raise _Unusable(f"{_FILE} has the token id {highest}, more than any vocabulary's; fetch or save it again")
+    if len(set(ids)) < len(ids):
+        raise _Unusable(f"{_FILE} gives one id to two tokens; fetch or save it again")
+
+
+def _check_merges(spec: Any) -> None:
+    """Refuse merges that make no token: `tokenizers` 0.23 ends the process over some (its pull request 2398)."""
+    model = spec.get("model") if isinstance(spec, dict) else None
+    if not isinstance(model, dict) or not model.get("merges"):
+        return
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        whole = left + right[len(prefix) :]
+        if not right.startswith(prefix) or not {left, right, whole} <= model["vocab"].keys():
+            raise ValueError(f"the merge of {left!r} and {right!r} makes no token")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An optional JSON object; empty where the file is absent."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Unusable(f"{path.name} is broken ({_first_line(error)}); fetch or save it again") from None
+    if not isinstance(content, dict):
+        raise _Unusable(f"{path.name} holds no JSON object; fetch or save it again")
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# --- streaming ----------------------------------------------------------------------------------------------------
+
+
+class _ByteStream:
+    """Bytes as they come; a character is let out when it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, index: int) -> str:
+        return self._decoder.decode(self._tokenizer.bytes_of(index) or b"")
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _TextStream:
+    """Decoders that look at the neighbours (WordPiece, SentencePiece): decode all, let out what is new and whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, index: int) -> str:
+        self._ids.append(index)
+        return self._release(self._tokenizer.decode(self._ids).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    def flush(self) -> str:
+        return self._release(self._tokenizer.decode(self._ids))
+
+    def _release(self, text: str) -> str:
+        new = text.removeprefix(self._shown) if text.startswith(self._shown) else ""
+        self._shown += new
+        return new
