@@ -1,0 +1,172 @@
+"""Training is a generator of steps; what to do with them (show, evaluate, save) is its caller's business.
+
+A step is a pure function of the model, the optimizer's state, the seed and the step's number: resuming is `start=`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nextile.base.errors import NextileError
+from nextile.data.batches import Batch
+from nextile.training.graph import one_graph
+from nextile.training.objectives import Objective
+from nextile.training.optim import Optimizer
+
+if TYPE_CHECKING:
+    from nextile.training.schedule import Schedule
+
+PATIENCE = 5  # steps in a row that may be skipped
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Its loss and norm wait for the device when they are first asked for, not before."""
+
+    index: int
+    lr: float
+    tokens: int  # targets asked
+    seconds: float  # with the batch; on a GPU until the work was handed over
+    loss_tensor: Tensor
+    norm_tensor: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Nats per target, before the update."""
+        return self.loss_tensor.item()
+
+    @property
+    def grad_norm(self) -> float:
+        """The global norm of the gradient, before clipping."""
+        return self.norm_tensor.item()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether loss or norm was not finite, so that nothing changed."""
+        return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
+
+
+class _Measure:
+    """The objective of one model at one precision, on the model's device."""
+
+    def __init__(self, model: nn.Module, objective: Objective, precision: torch.dtype):
+        self.model, self.objective = model, objective
+        self.device = next(model.parameters()).device
+        self.half = precision == torch.bfloat16
+
+    def nats(self, batch: Batch) -> Tensor:
+        """The batch's total loss: ()."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return self.objective(self.model, batch.to(self.device))
+
+    def backward(self, micros: Sequence[Batch], index: int) -> tuple[Tensor, int]:
+        """Gradients of the mean over all micro-batches' targets; that mean, (), and how many targets."""
+        asked = sum(batch.weight for batch in micros)
+        if not asked:
+            raise NextileError(
+                f"step {index} asks for no target at all: give the data longer texts or a shorter context"
+            )
+        losses = []
+        for batch in micros:
+            loss = self.nats(batch) / asked
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(), asked
+
+
+class _Watch:
+    """Counts the steps skipped in a row, looking at several at once where looking would stall the device."""
+
+    def __init__(self, every: int):
+        self.every, self.unseen, self.row = every, [], 0
+
+    def see(self, step: Step) -> None:
+        self.unseen.append(step)
+        if len(self.unseen) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        for step in self.unseen:
+            self.row = self.row + 1 if step.skipped else 0
+            if self.row == PATIENCE:
+                raise NextileError(
+                    f"step {step.index}: loss {step.loss}, gradient norm {step.grad_norm}, "
+                    f"and {PATIENCE} steps in a row were skipped: "
+                    f"lower lr (now {step.lr:.3g}), lengthen the warm-up, or train with precision=fp32"
+                )
+        self.unseen.clear()
+
+
+def train(
+    model: nn.Module,
+    batches: Callable[[int], Sequence[Batch]],
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    steps: int,
+    start: int = 0,
+    clip: float = 1.0,
+    precision: torch.dtype = torch.float32,
+    seed: int = 0,
+    compiled: bool = False,
+) -> Iterator[Step]:
+    """Train from step `start` up to `steps`; each step learns from the micro-batches `batches(step)` as from one batch.
+
+    precision: float32, or bfloat16 for the matrix products while weights and sums stay float32.
+    compiled: one graph per shape, for runs long enough to pay for it; an objective compiled before is used as it is.
+    Seeds torch's global generators at each step. Errors: NextileError after five skipped steps in a row.
+    """
+    measure = _Measure(model, one_graph(objective) if compiled else objective, precision)
+    watch = _Watch(every=1 if measure.device.type == "cpu" else 16)
+    for index in range(start, steps):
+        began = time.perf_counter()
+        torch.manual_seed(mix(seed, index))
+        model.train()
+        optimizer.zero_grad()
+        loss, tokens = measure.backward(batches(index), index)
+        factor = schedule.factor(index, steps)
+        norm = optimizer.step(factor, clip=clip, loss=loss)
+        step = Step(index, optimizer.settings.lr * factor, tokens, time.perf_counter() - began, loss, norm)
+        watch.see(step)
+        yield step
+    watch.look()
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], objective: Objective, *, precision: torch.dtype = torch.float32
+) -> tuple[float, int]:
+    """The objective's total nats over all batches, summed in float64, and how many targets were asked.
+
+    The model is as it was afterwards. For a compiled evaluation pass `one_graph(objective)`, the same one each time.
+    """
+    measure = _Measure(model, objective, precision)
+    training, totals, asked = model.training, [], 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                totals.append(measure.nats(batch))
+                asked += batch.weight
+    finally:
+        model.train(training)
+    return math.fsum(torch.stack(totals).tolist()) if totals else 0.0, asked
+
+
+def mix(seed: int, step: int) -> int:
+    """A seed for this step: 63 bits, unlike its neighbours' (the finalizer of SplitMix64, twice)."""
+    return _scramble(_scramble(seed) + step) >> 1
+
+
+def _scramble(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31

@@ -1,0 +1,28 @@
+"""What a loss means: perplexity, bits per byte, accuracy; pure functions of totals and counts."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from nextile.data.batches import IGNORE
+
+
+def perplexity(nats: float) -> float:
+    """e to the mean loss in nats per token: among how many equally likely tokens the model still hesitates."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def bits_per_byte(total_nats: float, text_bytes: int) -> float:
+    """Total nats over the UTF-8 bytes of the text they were asked on, in bits: comparable across tokenizers."""
+    return total_nats / (text_bytes * math.log(2))
+
+
+def correct(logits: Tensor, targets: Tensor) -> tuple[int, int]:
+    """logits (B, T, V), targets (B, T) -> how many targets are the most likely token, and how many were asked."""
+    asked = targets != IGNORE
+    return int(((logits.argmax(-1) == targets) & asked).sum()), int(asked.sum())

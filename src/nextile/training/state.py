@@ -1,0 +1,52 @@
+"""Everything needed to resume exactly: weights, the optimizer's state and a count of what was done.
+
+There is no state of random generators: the order of the data and dropout are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nextile.base.errors import NextileError
+from nextile.training.optim import Optimizer, copy_exactly
+
+FORMAT = 1
+
+
+def snapshot(
+    model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors on the CPU that later steps do not touch, and a document for JSON; `progress` is the caller's own."""
+    document = {"format": FORMAT, "optimizer": optimizer.settings.type, "progress": progress}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model, optimizer).items()}, document
+
+
+def restore(
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], document: dict[str, Any]
+) -> dict[str, Any]:
+    """Put a snapshot back, bit for bit, and return its `progress`.
+
+    Errors: NextileError, before anything is changed, when it is of another format, optimizer or model.
+    """
+    if document.get("format") != FORMAT:
+        raise NextileError(
+            f"training state of format {document.get('format')}, not {FORMAT}: resume with the nextile that wrote it"
+        )
+    wrote, reads = document["optimizer"], optimizer.settings.type
+    if wrote != reads:
+        raise NextileError(f"training state of optimizer {wrote!r}, not {reads!r}: resume with optimizer={wrote}")
+    copy_exactly(tensors, _tensors(model, optimizer), "the training state")
+    return document["progress"]
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Weights and persistent buffers, tied ones once, beside the optimizer's."""
+    seen: set[int] = set()
+    weights = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[f"model.{name}"] = tensor
+    return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()}
