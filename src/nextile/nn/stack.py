@@ -4,6 +4,7 @@ Shapes: B batch, T time asked, S time seen, M memory length, D width, H heads.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ def hide(visible: Tensor, bias: Tensor | float, dtype: torch.dtype) -> Tensor:
     return torch.where(visible, torch.as_tensor(bias, dtype=dtype, device=visible.device), least)
 
 
+@torch.compiler.nested_compile_region
+def once_for_all(block: nn.Module, *context) -> Tensor:
+    """The block as a region of its own, so that a graph of equal blocks is compiled in the time that one takes."""
+    return block(*context)
+
+
 class TransformerStack(nn.Module):
     """An encoder (not causal), a decoder (causal), or a decoder that attends to a memory (cross)."""
 
@@ -70,6 +77,7 @@ class TransformerStack(nn.Module):
             raise ValueError("keep and cache exclude each other: a cache knows the length of each row")
         place = self._place(x, keep, cache)
         for i, block in enumerate(self.blocks):
+            block = partial(once_for_all, block) if isinstance(cache, StaticCache) else block
             kept = cache.layers[i] if cache else None
             x = block(x, place, kept, memory.layers[i], memory.bias) if memory else block(x, place, kept)
         return self.norm(x)
