@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from nextile.training.objectives import Objective, next_token
 
 SMALL = 300_000  # bytes; below, characters: a corpus this short shows too few examples of each larger piece
 LONGEST_WINDOW = 4096  # tokens of an evaluation's window, however long the model's context
-HEAD_WIDTH = {64: 32, 128: 32}  # of a model this wide; wider ones have 64
 PRESETS = {"qwen3": qwen3, "gpt2": gpt2}
 
 
@@ -129,11 +128,17 @@ class LanguageModelling:
                 raise NextileError(f"'{store.folder}' was written with another tokenizer: train anew from the text")
         return TextData(tokenizer, *stores)
 
-    def spec(self, preset: str | None, *, vocab: int, context: int, width: int, depth: int, dropout: float) -> Spec:
-        """Qwen3's shape in this size, or GPT-2's; a preset such as "gpt2-medium" brings its own size."""
-        family, size = _preset(preset or "qwen3")
-        size = size or {"width": width, "depth": depth, "heads": width // HEAD_WIDTH.get(width, 64)}
-        return family.spec(vocab=vocab, context=context, dropout=dropout, **size)
+    def spec(
+        self, preset: str | None, size: Mapping[str, int], asked: Mapping[str, int], *, vocab: int, context: int,
+        dropout: float,
+    ) -> Spec:  # fmt: skip
+        """Qwen3's shape in this size, or GPT-2's; a preset such as "gpt2-medium" brings its own. What is asked wins."""
+        family, own = _preset(preset or "qwen3")
+        size = {**(own or size), **asked}
+        heads = size.get("heads") or default_heads(size["width"])
+        if size["width"] % heads and "head_dim" not in size:
+            raise UsageError(f"width {size['width']} is not a multiple of {heads} heads: change one of them")
+        return family.spec(vocab=vocab, context=context, dropout=dropout, **{**size, "heads": heads})
 
     def objective(self, label_smoothing: float = 0.0) -> Objective:
         """The next token."""
@@ -146,6 +151,12 @@ class LanguageModelling:
         size = settings.tokenizer.size or bpe_size(train.bytes)
         with report.bar(f"learning the tokens ({kind})", train.bytes, "B") as bar:
             return train_tokenizer(kind, size, _watched(train, bar.advance))
+
+
+def default_heads(width: int) -> int:
+    """As many heads of about 64 (32 in a narrow model) as divide the width into even parts."""
+    most = max(1, round(width / (64 if width > 128 else 32)))
+    return next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0 or heads == 1)
 
 
 def bpe_size(size: int) -> int:

@@ -153,6 +153,8 @@ def make_plan(
     Errors: UsageError for a budget that is none, NextileError for what does not fit in memory or in the data.
     """
     _check_budget(minutes, steps)
+    if (settings.batch or 0) % settings.accumulate:
+        raise UsageError(f"batch {settings.batch} does not divide into {settings.accumulate} equal parts: change one")
     minutes = MINUTES if minutes is None and steps is None else minutes
     device = choose_device(settings.device)
     precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
@@ -199,12 +201,29 @@ def _rows(tokens: int, context: int, accumulate: int) -> int:
 
 
 def _spec(task: Task, preset: str | None, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
-    vocab = data.tokenizer.vocab_size
-    stack = settings.model.get("stack")
-    stack = stack if isinstance(stack, dict) else {}
-    size = {"width": rung.width, "depth": rung.depth} | {k: v for k, v in stack.items() if k in ("width", "depth")}
-    spec = task.spec(preset, vocab=vocab, context=context, dropout=settings.dropout or 0.0, **size)
+    size, vocab = {"width": rung.width, "depth": rung.depth}, data.tokenizer.vocab_size
+    spec = task.spec(preset, size, _asked(settings.model), vocab=vocab, context=context, dropout=settings.dropout or 0.0)
     return resolve(_Overlay, {"model": spec.model_dump()}, {"model": settings.model}).model
+
+
+SIZES = {
+    "width": ("stack", "width"),
+    "depth": ("stack", "depth"),
+    "heads": ("stack", "attention", "heads"),
+    "hidden": ("stack", "feed_forward", "hidden"),
+}
+
+
+def _asked(model: dict[str, Any]) -> dict[str, int]:
+    """The sizes among the settings of the model: what is left open follows from them."""
+    found = {}
+    for name, path in SIZES.items():
+        value: Any = model
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, int) and value > 0:
+            found[name] = value
+    return found
 
 
 def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minutes: float | None) -> Plan:

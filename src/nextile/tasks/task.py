@@ -5,7 +5,7 @@ B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -78,8 +78,11 @@ class Task(Protocol):
         """What `prepare` stored."""
         ...
 
-    def spec(self, preset: str | None, *, vocab: int, context: int, width: int, depth: int, dropout: float) -> Spec:
-        """The default model of this size, or a preset's."""
+    def spec(
+        self, preset: str | None, size: Mapping[str, int], asked: Mapping[str, int], *, vocab: int, context: int,
+        dropout: float,
+    ) -> Spec:  # fmt: skip
+        """The default model of this size, or a preset's; what the user asked for wins over both."""
         ...
 
     def objective(self, label_smoothing: float = 0.0) -> Objective:
