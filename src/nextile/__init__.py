@@ -1,7 +1,6 @@
 """nextile: train, fine-tune, run and look inside transformers of every kind, from one set of blocks."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: `import nextile` stays instant."""
     if name == "__version__":
-        return version("nextile")
+        return import_module("importlib.metadata").version("nextile")
     if name not in _PLACES:
         raise AttributeError(f"module 'nextile' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

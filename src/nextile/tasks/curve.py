@@ -344,7 +344,7 @@ def page(curve: Curve) -> str:
         best=curve.best,
         choice=CHOICE if len(charts) > 1 else "",
         charts="\n".join(chart.svg() for chart in charts),
-        data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
+        data=json.dumps(data, ensure_ascii=False),
     )
 
 

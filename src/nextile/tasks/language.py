@@ -15,13 +15,13 @@ from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Spec
 from nextile.data.batches import Batch, TrainingWindows, validation_batches
-from nextile.data.corpora import Corpus, Documents, open_corpus, split
+from nextile.data.corpora import Documents, open_corpus, split
 from nextile.data.shards import TokenStore, open_store, write_store
 from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
 from nextile.models.families import gpt2, qwen3
 from nextile.tasks.report import Report
-from nextile.tasks.settings import RunSettings
+from nextile.tasks.settings import RunSettings, TokenizerChoice
 from nextile.text.build import train_tokenizer
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
@@ -113,7 +113,7 @@ class LanguageModelling:
         if corpus.builtin and Path(source).name == source:
             report.say(f"{source} is built in: {corpus.bytes:,} bytes of text from this Python")
         train, held_out = split(corpus, settings.validation.fraction, settings.seed)
-        tokenizer = tokenizer or self._tokenizer(corpus, train, settings, report)
+        tokenizer = tokenizer or learn_tokenizer(train, settings.tokenizer, report)
         stores = [
             _store(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
             for name, documents in (("train", train), ("validation", held_out))
@@ -144,13 +144,14 @@ class LanguageModelling:
         """The next token."""
         return partial(next_token, label_smoothing=label_smoothing)
 
-    def _tokenizer(self, corpus: Corpus, train: Documents, settings: RunSettings, report: Report) -> Tokenizer:
-        kind = settings.tokenizer.kind
-        if kind == "auto":
-            kind = "char" if train.bytes < SMALL else "bpe"
-        size = settings.tokenizer.size or bpe_size(train.bytes)
-        with report.bar(f"learning the tokens ({kind})", train.bytes, "B") as bar:
-            return train_tokenizer(kind, size, _watched(train, bar.advance))
+
+def learn_tokenizer(documents: Documents, choice: TokenizerChoice, report: Report) -> Tokenizer:
+    """The tokenizer that was chosen, or what suits the amount of text, learned from it."""
+    kind = choice.kind
+    if kind == "auto":
+        kind = "char" if documents.bytes < SMALL else "bpe"
+    with report.bar(f"learning the tokens ({kind})", documents.bytes, "B") as bar:
+        return train_tokenizer(kind, choice.size or bpe_size(documents.bytes), _watched(documents, bar.advance))
 
 
 def default_heads(width: int) -> int:

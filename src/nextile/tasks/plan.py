@@ -202,7 +202,9 @@ def _rows(tokens: int, context: int, accumulate: int) -> int:
 
 def _spec(task: Task, preset: str | None, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
     size, vocab = {"width": rung.width, "depth": rung.depth}, data.tokenizer.vocab_size
-    spec = task.spec(preset, size, _asked(settings.model), vocab=vocab, context=context, dropout=settings.dropout or 0.0)
+    spec = task.spec(
+        preset, size, _asked(settings.model), vocab=vocab, context=context, dropout=settings.dropout or 0.0
+    )
     return resolve(_Overlay, {"model": spec.model_dump()}, {"model": settings.model}).model
 
 

@@ -1,0 +1,30 @@
+"""Results on standard output: text exactly as it is, save what could drive a terminal, and JSON one object a line."""
+
+import json
+import math
+import sys
+from typing import Any
+
+
+def write(text: str) -> None:
+    """Text at once; a terminal gets it without control characters."""
+    if sys.stdout.isatty():
+        from nextile.tasks.report import printable
+
+        text = printable(text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """One JSON object in one line; what is no finite number becomes null, since JSON has no other word for it."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

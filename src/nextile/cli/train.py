@@ -1,0 +1,57 @@
+"""`nextile train`: a model from data."""
+
+from typing import Annotated
+
+import typer
+
+from nextile.cli import options
+from nextile.cli.result import write_json
+
+EXAMPLES = """
+\b
+Examples:
+  nextile train book.txt                      a model in about five minutes
+  nextile train book.txt --minutes 30         the best that half an hour gives
+  nextile train python-docs --steps 500 --preset gpt2 --out runs/docs
+  nextile train --resume runs/docs            go on exactly where it stopped
+  cat *.md | nextile train - --set lr=3e-3 --set tokenizer.kind=char
+"""
+
+Out = Annotated[
+    str | None, typer.Option(metavar="DIR", help="The run's folder, the model's in the end. [default: runs/NAME]")
+]
+Resume = Annotated[str | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
+
+
+def train(
+    data: options.Data = None,
+    task: options.Task = None,
+    preset: options.Preset = None,
+    out: Out = None,
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    resume: Resume = None,
+    init: options.Init = None,
+    recipe: options.Recipe = None,
+    settings: options.Set = None,
+    json: options.Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model and keep the best one.
+
+    Ctrl-C saves and tells how to go on.
+    """
+    options.check_budget(minutes, steps)
+    from nextile import api
+    from nextile.base.config import parse_assignments
+    from nextile.tasks.curve import best_validation
+    from nextile.tasks.report import choose
+
+    model = api.train(
+        data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, resume=resume, init=init, recipe=recipe,
+        settings=parse_assignments(settings or []), report=choose(quiet=quiet),
+    )  # fmt: skip
+    if json:
+        measured = best_validation(model.folder) if model.folder else {}
+        write_json({"folder": str(model.folder)} | measured | model.describe())

@@ -1,0 +1,86 @@
+"""The command line with a stand-in for the library: what is asked of it, and what becomes of its answers."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+import nextile
+from nextile.cli.main import run
+
+
+class Answer(NamedTuple):
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Library(ModuleType):
+    """Stands in for nextile.api: remembers what it was asked, answers by shouting the prompt."""
+
+    def __init__(self):
+        super().__init__("nextile.api")
+        self.asked: dict[str, Any] = {}
+        self.batches: list[list[str]] = []
+        self.folder = None
+
+    def train(self, data, *, report, **asked):
+        self.asked = {"data": data, **asked}
+        report.say("training")
+        return self
+
+    def plan(self, data, *, report, **asked):
+        self.asked = {"data": data, **asked}
+        return SimpleNamespace(rows=lambda: [("steps", "12")], as_dict=lambda: {"steps": 12, "loss": float("nan")})
+
+    def load(self, name, **asked):
+        self.asked = {"name": name, **asked}
+        return self
+
+    def generate(self, batch, *, details, n, logprobs, **asked):
+        assert details
+        self.asked |= asked
+        self.batches.append(batch)
+        return [self.completion(prompt, number, logprobs) for prompt in batch for number in range(n)]
+
+    def completion(self, prompt, number, logprobs):
+        text = f"{prompt.upper()}\x1b[2J\n{number}"
+        return SimpleNamespace(
+            prompt=prompt, text=text, tokens=[1, 2], finish_reason="length", logprobs=logprobs and [float("-inf")],
+            note="the prompt was cut" if len(prompt) > 100 else None,
+        )  # fmt: skip
+
+    def stream(self, prompt, **asked):
+        self.asked |= asked
+        yield from (prompt.upper(), "\x1b[2J", "\n0")
+
+    def evaluate(self, data, *, report):
+        self.asked |= {"data": data}
+        return {"loss": 1.25, "bits_per_byte": 0.5}
+
+    def describe(self):
+        return {"family": "qwen3", "parameters": {"total": 12345}}
+
+
+@pytest.fixture
+def library(monkeypatch) -> Library:
+    """The stand-in, in the place of nextile.api."""
+    stand_in = Library()
+    monkeypatch.setitem(sys.modules, "nextile.api", stand_in)
+    monkeypatch.setattr(nextile, "api", stand_in, raising=False)
+    return stand_in
+
+
+@pytest.fixture
+def nextile_(capsys, monkeypatch):
+    """Runs a command line in this process."""
+    monkeypatch.delenv("NEXTILE_DEBUG", raising=False)
+
+    def call(*arguments: str) -> Answer:
+        code = run(list(arguments))
+        return Answer(code, *capsys.readouterr())
+
+    return call
