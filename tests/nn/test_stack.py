@@ -237,3 +237,13 @@ def test_the_single_row_product_of_a_compiled_step():
     torch.testing.assert_close(
         compiled(x.expand(2, 1, 33), weight), torch.nn.functional.linear(x.expand(2, 1, 33), weight)
     )
+
+
+@pytest.mark.parametrize("length", [63, 64])
+@torch.no_grad()
+def test_compiled_is_eager(length):
+    from nextile.models.families import gpt2
+
+    model = lively(build(gpt2.spec(vocab=VOCAB, context=64, width=WIDTH, depth=1, heads=4)))
+    ids = tokens(2, length)
+    torch.testing.assert_close(torch.compile(model, dynamic=False)(ids), model(ids), rtol=0, atol=1e-10)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import transformers
+from tests.conftest import TINY
 
 import nextile
 from nextile.base import files
@@ -17,7 +18,6 @@ from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.weights import load_tensors
 from nextile.tasks import plan as plans
 from nextile.tasks.report import Silent
-from tests.conftest import TINY
 
 
 def train(text, folder, *, steps=30, **settings):
@@ -240,7 +240,14 @@ def test_what_does_not_fit_is_refused_with_what_does(text, monkeypatch):
         nextile.plan(text, steps=2, settings=settings, report=Silent())
 
 
-@pytest.mark.parametrize(("budget", "message"), [({"minutes": 1, "steps": 1}, "exclude each other"), ({"steps": 0}, "--steps 0"), ({"minutes": -1}, "--minutes -1")])
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"minutes": 1, "steps": 1}, "exclude each other"),
+        ({"steps": 0}, "--steps 0"),
+        ({"minutes": -1}, "--minutes -1"),
+    ],
+)
 def test_a_budget_that_is_none(text, tmp_path, budget, message):
     with pytest.raises(UsageError, match=message):
         nextile.train(text, out=tmp_path / "run", settings=TINY, report=Silent(), **budget)

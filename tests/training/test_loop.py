@@ -214,8 +214,11 @@ def test_compiled_is_eager_without_a_graph_break_or_a_second_compilation(kind, b
     def run(compiled):
         model = real(kind, dropout=0.0)
         optimizer = Optimizer(model, AdamW(), compiled=compiled)
-        batches = lambda step: [batch(step, ignore=0.1 * step), batch(step + 50)]  # noqa: E731
-        return [s.loss for s in train(model, batches, next_token, optimizer, Linear(), steps=6, compiled=compiled)]
+        options = {"steps": 6, "compiled": compiled}
+        return [s.loss for s in train(model, uneven, next_token, optimizer, Linear(), **options)]
+
+    def uneven(step):
+        return [batch(step, ignore=0.1 * step), batch(step + 50)]
 
     eager = run(False)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -223,11 +226,29 @@ def test_compiled_is_eager_without_a_graph_break_or_a_second_compilation(kind, b
 
 
 @pytest.mark.slow
+def test_a_seed_is_a_run_when_compiled_too(batch):
+    objective = one_graph(next_token)
+
+    def losses(seed):
+        model = real(dropout=0.3)
+        optimizer = Optimizer(model, Muon(), compiled=True)
+        options = {"steps": 20, "precision": torch.bfloat16, "seed": seed}
+        return [s.loss for s in train(model, lambda s: [batch(s)], objective, optimizer, Linear(), **options)]
+
+    first = losses(1)
+    assert losses(1) == first
+    assert losses(2) != first  # dropout
+
+
+@pytest.mark.slow
 def test_a_compiled_objective_serves_training_and_evaluation(batch):
     model = real(dropout=0.3)
     objective = one_graph(next_token)
     assert one_graph(objective) is objective
-    run = lambda: [s.loss for s in train(model, lambda s: [batch(s)], objective, Optimizer(model), Linear(), steps=3)]  # noqa: E731
+
+    def run():
+        return [s.loss for s in train(model, lambda s: [batch(s)], objective, Optimizer(model), Linear(), steps=3)]
+
     run()
     compiled = evaluate(model, [batch(1)], objective)[0]
     assert compiled == pytest.approx(evaluate(model, [batch(1)], next_token)[0], rel=1e-5)

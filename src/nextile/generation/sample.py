@@ -50,7 +50,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 def top_p(logits: Tensor, p: float) -> Tensor:
     """Keep of logits (B, V) the fewest most probable tokens that have the mass p together (Holtzman et al. 2020).
 
-    Of equally probable ones at the border those with the higher ids stay, as in transformers.
+    Of equally probable ones at the border those with the higher ids stay.
     """
     if p >= 1.0:
         return logits
@@ -98,7 +98,7 @@ def random_stream(seed: int, number: int) -> torch.Generator:
 
 
 def draw(logits: Tensor, streams: list[torch.Generator]) -> Tensor:
-    """A token (B,) from each row of logits (B, V): one number of its own stream through the inverse of its distribution.
+    """A token (B,) from each row of logits (B, V): a number of its own stream through the distribution's inverse.
 
     The number is below 1, and its product with the whole mass rounds to less than the mass: nothing cut is drawn.
     """

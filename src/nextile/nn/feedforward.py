@@ -3,6 +3,8 @@
 Shapes: B batch, T time, D width, F hidden width.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,9 +13,17 @@ from nextile.nn import specs
 from nextile.nn.linear import Linear
 from nextile.nn.tap import tap
 
+SQRT_8_OVER_PI = math.sqrt(8 / math.pi)
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh approximation, as GPT-2 has it (Hendrycks and Gimpel 2016)."""
+    """GELU's tanh approximation, as GPT-2 has it (Hendrycks and Gimpel 2016).
+
+    In a compiled graph on CPU it is written as the sigmoid that it equals, since (1 + tanh y) / 2 is the sigmoid of 2y:
+    a vector of sigmoids takes less than half of the time of a vector of tanhs, forward and backward.
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return x * torch.sigmoid(x * (SQRT_8_OVER_PI + 0.044715 * SQRT_8_OVER_PI * x * x))
     return F.gelu(x, approximate="tanh")
 
 

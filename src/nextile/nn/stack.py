@@ -3,8 +3,9 @@
 Shapes: B batch, T time asked, S time seen, M memory length, D width, H heads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,13 @@ def hide(visible: Tensor, bias: Tensor | float, dtype: torch.dtype) -> Tensor:
     return torch.where(visible, torch.as_tensor(bias, dtype=dtype, device=visible.device), least)
 
 
-@torch.compiler.nested_compile_region
-def once_for_all(block: nn.Module, *context) -> Tensor:
-    """The block as a region of its own, so that a graph of equal blocks is compiled in the time that one takes."""
-    return block(*context)
+def as_it_is(block: nn.Module, x: Tensor, *context) -> Tensor:
+    """The block applied."""
+    return block(x, *context)
+
+
+# The block as a region of its own: a graph of equal blocks is compiled in little more time than one of them takes.
+as_region = cast("Callable[..., Tensor]", torch.compiler.nested_compile_region(as_it_is))
 
 
 class TransformerStack(nn.Module):
@@ -76,10 +80,11 @@ class TransformerStack(nn.Module):
         if keep is not None and cache is not None:
             raise ValueError("keep and cache exclude each other: a cache knows the length of each row")
         place = self._place(x, keep, cache)
+        apply = as_region if isinstance(cache, StaticCache) else as_it_is
         for i, block in enumerate(self.blocks):
-            block = partial(once_for_all, block) if isinstance(cache, StaticCache) else block
             kept = cache.layers[i] if cache else None
-            x = block(x, place, kept, memory.layers[i], memory.bias) if memory else block(x, place, kept)
+            recalled = (memory.layers[i], memory.bias) if memory else ()
+            x = apply(block, x, place, kept, *recalled)
         return self.norm(x)
 
     def remember(self, features: Tensor, keep: Tensor | None = None) -> Memory:
