@@ -1,6 +1,7 @@
 """Training speed at equal architecture: nextile, transformers' GPT-2 and, from a clone of yours, nanoGPT.
 
-    python bench/bench_training.py [--nanogpt CLONE] [--rounds 5] [--seconds 6] [--shape 6x6x384] [--context 256] [--batch 16]
+    python bench/bench_training.py [--nanogpt CLONE] [--rounds 5] [--seconds 6]
+                                   [--shape 6x6x384] [--context 256] [--batch 16]
 
 Everybody trains GPT-2's shape (tied, learned positions, GELU, vocabulary 65) on the same tokens by AdamW, with gradient
 clipping: forward, backward, optimizer. Contenders take turns; the table shows medians over the rounds.
@@ -152,9 +153,8 @@ def main() -> None:
     spec = shape.spec()
     ours = statistics.median(rates[next(iter(rates))])
     flops = count.training_flops(spec, shape.context)
-    print(
-        f"{shape}; {count.parameters(spec).total:,} parameters; torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    parameters, threads = count.parameters(spec).total, torch.get_num_threads()
+    print(f"{shape}; {parameters:,} parameters; torch {torch.__version__}, {threads} threads")
     print("\n| contender | tokens/s | first row is faster by | GFLOP/s | first step, s |\n|---|---|---|---|---|")
     for name, found in rates.items():
         rate = statistics.median(found)

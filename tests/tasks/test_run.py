@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_the_last_good_state(text, tmp_path, monkeypatch):
         whole(folder)
 
     monkeypatch.setattr(files, "_fsync_tree", full)
-    with pytest.raises(NextileError, match="No space left on device: .* free some space"):
+    with pytest.raises(NextileError, match=r"No space left on device: .* free some space"):
         train(text, tmp_path / "run", steps=40, checkpoint__every=4)
     monkeypatch.undo()
     nextile.train(resume=tmp_path / "run", report=Silent())

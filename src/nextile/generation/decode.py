@@ -137,7 +137,7 @@ class CompiledReader:
         return logits[self.rows]
 
     def select(self, rows: list[int]) -> None:
-        self.rows = self.rows[: len(rows)]
+        self.rows = self.rows[torch.tensor(rows, device=self.device)]
 
 
 _compiled: WeakKeyDictionary[Any, dict[tuple[int, int], Callable]] = WeakKeyDictionary()

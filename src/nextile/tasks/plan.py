@@ -53,8 +53,10 @@ LADDER = (
     Rung(768, 12, 1024, 65_536),
     Rung(1024, 24, 1024, 262_144),
 )
-TOKENS_PER_PARAMETER = 4.0  # below this many seen by each parameter of the blocks, a smaller model learns more
-PARAMETERS_PER_TOKEN = 4.0  # above this many for each token of the corpus, a larger model only remembers it
+TOKENS_PER_PARAMETER = 3.0  # below this many seen for each parameter of the blocks, a smaller model learns more
+PARAMETERS_PER_TOKEN = 8.0  # above this many for each token of the corpus, a larger model only remembers it
+SCARCE = 2.0  # from this many on, dropout: the text will be read often
+DROPOUT = 0.1
 
 
 class Plan(Settings):
@@ -201,11 +203,16 @@ def _rows(tokens: int, context: int, accumulate: int) -> int:
 
 
 def _spec(task: Task, preset: str | None, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
-    size, vocab = {"width": rung.width, "depth": rung.depth}, data.tokenizer.vocab_size
-    spec = task.spec(
-        preset, size, _asked(settings.model), vocab=vocab, context=context, dropout=settings.dropout or 0.0
-    )
-    return resolve(_Overlay, {"model": spec.model_dump()}, {"model": settings.model}).model
+    size, asked = {"width": rung.width, "depth": rung.depth}, _asked(settings.model)
+
+    def with_dropout(share: float) -> Spec:
+        vocab = data.tokenizer.vocab_size
+        model = task.spec(preset, size, asked, vocab=vocab, context=context, dropout=share)
+        return resolve(_Overlay, {"model": model.model_dump()}, {"model": settings.model}).model
+
+    plain = with_dropout(settings.dropout or 0.0)
+    scarce = count.parameters(plain).matrices > SCARCE * data.train_tokens
+    return with_dropout(DROPOUT) if settings.dropout is None and scarce else plain
 
 
 SIZES = {

@@ -47,7 +47,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
 RUN = "run.json"
 SHOWN = 0.5  # seconds between two looks at the loss
 MEASURED = 12  # steps by which a run with a time limit learns its speed
-DRIFT = 0.03  # of the run: how far from the time asked for the end may be before the number of steps is changed
+LOOK = 0.04  # of the time asked for: how often the clock is looked at
+DRIFT, LURCH = 0.03, 0.25  # of the run: how far off its end may be before the number of steps is changed
 
 
 class RunFile(Settings):
@@ -118,7 +119,7 @@ def new_run(
 
 
 def resume_run(folder: Path, report: Report) -> Pretrained:
-    """Go on with an interrupted run exactly where its last saved state stands. Errors: NextileError if there is none."""
+    """Go on with an interrupted run exactly where its last saved state stands. Errors: NextileError for no run."""
     began = time.monotonic()
     file = read_run(folder)
     clear(folder)
@@ -179,7 +180,7 @@ class Run:
         )
         self.log, self.progress = Log(folder), Progress(steps=plan.steps or 0)
         self.earlier = 0.0  # seconds of earlier sessions
-        self.first, self.trained_from = 0, 0.0  # the step and the second at which this session's training began
+        self.looked = 0, 0.0  # the step and the second of the last look at the clock
         self.unlogged: list[Step] = []
         self.signal = 0
 
@@ -216,24 +217,28 @@ class Run:
 
     def _train(self) -> None:
         progress = self.progress
-        if self.plan.compiled:
+        if self.plan.compiled and not 0 < progress.steps <= progress.step:
             self.report.say("compiling the step, which takes up to half a minute when it was not compiled before")
         if not progress.steps:
             progress.steps = self._measured_steps()
         if progress.step == 0:
             self._set_due()
-        self.first, self.trained_from = progress.step, self._elapsed()
+        self.looked = progress.step, self._elapsed()
         with self.report.bar("training", progress.steps, "steps") as bar:
             bar.update(progress.step)
             while progress.step < progress.steps:
-                self._until_validation(bar)
-                self._validate()
-                self._keep_to_time(bar)
-                self._set_due()
-                self.save()
+                self._leg(bar)
+                if progress.step >= progress.due:
+                    self._validate()
+                    self._keep_to_time(bar, DRIFT)
+                    self._set_due()
+                    self.save()
+                else:  # between validations only a machine that became another one is worth a change
+                    self._keep_to_time(bar, LURCH)
 
-    def _until_validation(self, bar: Any) -> None:
-        shown = time.monotonic()
+    def _leg(self, bar: Any) -> None:
+        """Steps up to the next validation, or to the next look at the clock when the time is limited."""
+        began = shown = time.monotonic()
         for step in self._steps():
             self.progress.step = step.index + 1
             self.unlogged.append(step)
@@ -249,6 +254,8 @@ class Run:
             if self.plan.save_every and self.progress.step % self.plan.save_every == 0:
                 self._write_down(time.monotonic() - shown)
                 self.save()
+            if self.plan.minutes is not None and time.monotonic() - began > LOOK * self.plan.minutes * 60:
+                return
 
     def _steps(self) -> Iterator[Step]:
         return train(
@@ -299,15 +306,18 @@ class Run:
         costs = 1 + self.data.validation_tokens / 3 / self.plan.tokens_per_step * 10 * per_step  # of all validations
         return max(1, int(max(self._left() - min(costs, 0.1 * self._left()), 0.0) / per_step))
 
-    def _keep_to_time(self, bar: Any) -> None:
+    def _keep_to_time(self, bar: Any, drift: float) -> None:
         """Machines change their speed: move the end when it would miss the time asked for."""
         progress = self.progress
         if self.plan.minutes is None or progress.step >= progress.steps:
             return
-        per_step = (self._elapsed() - self.trained_from) / (progress.step - self.first)  # with validations and saves
+        now = self._elapsed()
+        per_step = (now - self.looked[1]) / (progress.step - self.looked[0])  # with validations and saves
         steps = progress.step + max(1, int(self._left() / per_step))
-        if abs(steps - progress.steps) > DRIFT * progress.steps:
+        if abs(steps - progress.steps) > drift * progress.steps:
+            self.looked = (progress.step, now)
             progress.steps = steps
+            progress.due = min(progress.due, steps)
             bar.resize(steps)
 
     # --- looking back -----------------------------------------------------------------------------------------------

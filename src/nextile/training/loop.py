@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, prefetch
 from nextile.training.graph import one_graph
 from nextile.training.objectives import Objective
 from nextile.training.optim import Optimizer
@@ -33,7 +34,7 @@ class Step:
     index: int
     lr: float
     tokens: int  # targets asked
-    seconds: float  # with the batch; on a GPU until the work was handed over
+    seconds: float  # without the batch, which was prepared meanwhile; on a GPU until the work was handed over
     loss_tensor: Tensor
     norm_tensor: Tensor
 
@@ -126,17 +127,18 @@ def train(
     """
     measure = _Measure(model, one_graph(objective) if compiled else objective, precision)
     watch = _Watch(every=1 if measure.device.type == "cpu" else 16)
-    for index in range(start, steps):
-        began = time.perf_counter()
-        torch.manual_seed(mix(seed, index))
-        model.train()
-        optimizer.zero_grad()
-        loss, tokens = measure.backward(batches(index), index)
-        factor = schedule.factor(index, steps)
-        norm = optimizer.step(factor, clip=clip, loss=loss)
-        step = Step(index, optimizer.settings.lr * factor, tokens, time.perf_counter() - began, loss, norm)
-        watch.see(step)
-        yield step
+    with closing(prefetch(batches, start, steps)) as ahead:
+        for index, micros in enumerate(ahead, start):
+            began = time.perf_counter()
+            torch.manual_seed(mix(seed, index))
+            model.train()
+            optimizer.zero_grad()
+            loss, tokens = measure.backward(micros, index)
+            factor = schedule.factor(index, steps)
+            norm = optimizer.step(factor, clip=clip, loss=loss)
+            step = Step(index, optimizer.settings.lr * factor, tokens, time.perf_counter() - began, loss, norm)
+            watch.see(step)
+            yield step
     watch.look()
 
 
