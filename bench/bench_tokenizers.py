@@ -1,6 +1,6 @@
 """Training and encoding byte-level BPE beside `tokenizers`: one corpus, one process, in turn, medians.
 
-    python bench/bench_tokenizers.py [--data FILE.jsonl] [--size 32768] [--rounds 5]
+    python bench/bench_tokenizers.py [--data TEXT] [--size 32768] [--rounds 5]
 
 Both sides start from the texts in memory and end with what is used next: a tokenizer, arrays of ids. Before a time
 counts, the two results have been found equal.
@@ -9,7 +9,6 @@ counts, the two results have been found equal.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from nextile.data.corpora import open_corpus
 from nextile.text.bpe import to_tokenizer, train, train_bpe
 from nextile.text.tokenizer import END, Tokenizer
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "english" / "train.jsonl"
 READABLE_SIZE = 4096
 
 Work = Callable[[], object]
@@ -31,14 +30,13 @@ Work = Callable[[], object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help='lines of {"text": ...} (default: %(default)s)')
+    parser.add_argument("--data", default="python-stdlib", help="a text, a .jsonl, a built-in (default: %(default)s)")
     parser.add_argument("--size", type=int, default=32_768, help="tokens in the vocabulary (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="times each side runs (default: %(default)s)")
     asked = parser.parse_args()
-    with asked.data.open(encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in lines]
+    texts = list(open_corpus(asked.data).documents)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    print(f"{asked.data.name}: {len(texts):,} documents, {megabytes:.1f} MB; medians of {asked.rounds} in turn\n")
+    print(f"{Path(asked.data).name}: {len(texts):,} documents, {megabytes:.1f} MB; medians of {asked.rounds} in turn\n")
     print("| work | tokenizers | nextile | ratio |\n|---|---|---|---|")
     print_training(texts, asked.size, asked.rounds)
     print_encoding(texts, asked.size, asked.rounds, megabytes)

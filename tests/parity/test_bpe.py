@@ -26,7 +26,7 @@ from nextile.text.characters import byte_tokenizer, train_characters, train_word
 from nextile.text.tokenizer import END, Tokenizer
 
 PYTHON_DOCS = list(pydoc_data.topics.topics.values())
-DATA = Path(os.environ.get("NEXTILE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("NEXTILE_DATA", "data"))
 SIZE = 4096
 
 
