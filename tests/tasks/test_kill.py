@@ -32,7 +32,7 @@ def test_killed_and_resumed_is_uninterrupted(kills, text, tmp_path):
     for folder in others:
         found = compared(folder)
         assert [name for name in wanted if found[name] != wanted[name]] == [], folder
-        assert not [path for path in folder.rglob("*.partial")]
+        assert not list(folder.rglob("*.partial"))
 
 
 def test_control_another_seed_is_another_run(text, tmp_path):
