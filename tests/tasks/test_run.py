@@ -265,3 +265,11 @@ def test_a_tokenizer_of_another_run_is_noticed(text, tmp_path):
 def test_not_a_number_is_skipped_and_then_stopped(text, tmp_path):
     with pytest.raises(NextileError, match="5 steps in a row were skipped: lower lr"):
         train(text, tmp_path / "run", steps=40, optimizer="adamw", lr=1e38, clip=1e30, precision="fp32")
+
+
+def test_a_giant_is_refused_before_it_is_built(text):
+    began = time.monotonic()
+    giant = {"model.stack.width": 20_000, "model.stack.depth": 100, "compile": False}
+    with pytest.raises(NextileError, match="GiB are free: use a smaller model"):
+        nextile.plan(text, steps=10, settings=giant, report=Silent())
+    assert time.monotonic() - began < 20

@@ -53,7 +53,7 @@ LADDER = (
     Rung(768, 12, 1024, 65_536),
     Rung(1024, 24, 1024, 262_144),
 )
-TOKENS_PER_PARAMETER = 3.0  # below this many seen for each parameter of the blocks, a smaller model learns more
+TOKENS_PER_PARAMETER = 1.5  # below this many seen for each parameter of the blocks, a smaller model learns more
 PARAMETERS_PER_TOKEN = 8.0  # above this many for each token of the corpus, a larger model only remembers it
 SCARCE = 2.0  # from this many on, dropout: the text will be read often
 DROPOUT = 0.1
@@ -185,7 +185,7 @@ def make_plan(
 
     plan = _choose(draft, task.objective(), data, settings, minutes)
     _check_data(plan, data)
-    return _check_memory(plan, settings)
+    return plan
 
 
 def _check_budget(minutes: float | None, steps: int | None) -> None:
@@ -240,8 +240,9 @@ def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minu
     best, seconds, compiled = None, None, False
     for rung in LADDER:
         plan = draft(rung)
-        if best is not None and (plan.model == best.model or _too_large(plan, data)):
+        if best is not None and (plan.model == best.model or _too_large(plan, data) or not _fits(plan, settings)):
             break
+        plan = _in_memory(plan, settings)  # before a model of this size is built to be measured
         if minutes is not None:
             seconds = probe(plan, objective, data, settings)
             compiled = _compiles(settings, minutes * 60)
@@ -302,9 +303,18 @@ def _check_data(plan: Plan, data: Data) -> None:
         )
 
 
-def _check_memory(plan: Plan, settings: RunSettings) -> Plan:
+def _free(settings: RunSettings) -> int:
+    """Bytes that a run may take."""
+    return int(0.9 * memory_available(choose_device(settings.device)))
+
+
+def _fits(plan: Plan, settings: RunSettings) -> bool:
+    return plan.memory() <= _free(settings)
+
+
+def _in_memory(plan: Plan, settings: RunSettings) -> Plan:
     """The plan, in as many parts as it needs to fit. Errors: NextileError with a setting that fits, if any does."""
-    free = int(0.9 * memory_available(choose_device(settings.device)))
+    free = _free(settings)
     if plan.memory() <= free:
         return plan
     parts = next((n for n in range(1, plan.batch + 1) if plan.batch % n == 0 and _in_parts(plan, n) <= free), None)
