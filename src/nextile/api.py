@@ -68,6 +68,7 @@ class Model(Pretrained):
             "family": self.family,
             "parameters": {"total": parameters.total, **by_part},
             "tokenizer": {"kind": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size},
+            "cache_bytes_per_token": count.cache_memory(self.spec, rows=1, length=1),
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "spec": self.spec.model_dump(),
         }

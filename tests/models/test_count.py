@@ -52,3 +52,11 @@ def test_families_know_their_own():
     assert family_of(qwen3.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "qwen3"
     rotary_gpt2 = gpt2.spec(vocab=9).model_copy(update={"head": specs.LinearHead()})
     assert family_of(rotary_gpt2) is None
+
+
+def test_a_cache_is_as_large_as_it_is_counted():
+    from nextile.models.build import build
+
+    spec = qwen3.spec(vocab=9, context=32, width=32, depth=3, heads=4, kv_heads=2)
+    layers = build(spec).new_cache(5, 20).layers
+    assert count.cache_memory(spec, rows=5, length=20) == sum(kept.keys.nbytes + kept.values.nbytes for kept in layers)

@@ -3,9 +3,8 @@
 import math
 
 import pytest
-import torch
 
-from nextile.training.metrics import bits_per_byte, correct, perplexity
+from nextile.training.metrics import bits_per_byte, perplexity
 
 
 def test_perplexity_of_a_fair_die_is_six():
@@ -18,8 +17,3 @@ def test_perplexity_of_a_hopeless_model_is_infinite():
 
 def test_a_guess_among_256_bytes_costs_eight_bits_each():
     assert bits_per_byte(10 * math.log(256), 10) == pytest.approx(8)
-
-
-def test_accuracy_does_not_count_what_was_not_asked():
-    logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])
-    assert correct(logits, torch.tensor([[1, 1, -100]])) == (1, 2)

@@ -1,9 +1,8 @@
-"""Device, precision, threads and seed: chosen by the caller, never at import."""
+"""Device, precision, threads and memory: chosen or asked by the caller, never at import."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import sys
 import sysconfig
@@ -94,7 +93,7 @@ def _arm_bf16() -> bool:
     return bool(features) and "bf16" in features[0].split()
 
 
-# --- compiler, threads, seed --------------------------------------------------------------------------------------
+# --- compiler and threads ------------------------------------------------------------------------------------------
 
 
 def has_compiler() -> bool:
@@ -129,16 +128,6 @@ def _quota(group: Path) -> int:
     v1 = f"{_read(group / 'cpu.cfs_quota_us').strip()} {_read(group / 'cpu.cfs_period_us').strip()}"
     allowed, period = (*(_read(group / "cpu.max") or v1).split(), "", "")[:2]
     return -(-int(allowed) // int(period)) if allowed.isdigit() and period.isdigit() else 0
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch (every device), for code that draws from them."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed % 2**64)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

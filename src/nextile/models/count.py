@@ -119,12 +119,13 @@ def training_memory(
 ) -> int:
     """Bytes that a training step needs at its peak, estimated.
 
-    Masters, gradients and `states` optimizer moments in fp32; what each block keeps for its backward pass; the logits
-    three times (themselves, their softmax, their gradient). `rows` are those of one micro-batch.
+    Masters, gradients (as they come, and gathered for the update) and `states` optimizer moments in fp32; what each
+    block keeps for its backward pass; the logits three times (themselves, their softmax, their gradient). `rows` are
+    those of one micro-batch.
     """
     stack, number = spec.stack, BYTES[precision]
     tokens, heads = rows * length, stack.attention.heads
-    fixed = parameters(spec).total * 4 * (2 + states)
+    fixed = parameters(spec).total * 4 * (3 + states)
     gates = 3 if isinstance(stack.feed_forward, specs.GatedMLP) else 2
     inner = heads * stack.attention.head_width(stack.width)
     kept = number * (4 * inner + gates * stack.feed_forward.hidden) + 4 * 4 * stack.width  # per token and block
@@ -132,8 +133,10 @@ def training_memory(
     return fixed + tokens * stack.depth * kept + 3 * 4 * tokens * spec.embed.vocab
 
 
-def cache_memory(spec: specs.Transformer, *, rows: int, length: int, precision: str = "fp32") -> int:
-    """Bytes of the keys and values of `rows` texts of `length` tokens."""
-    attention = spec.stack.attention
-    width = (attention.kv_heads or attention.heads) * attention.head_width(spec.stack.width)
-    return 2 * spec.stack.depth * rows * length * width * BYTES[precision]
+def cache_memory(
+    spec: specs.Transformer | specs.EncoderDecoder, *, rows: int, length: int, precision: str = "fp32"
+) -> int:
+    """Bytes of the keys and values of `rows` texts of `length` tokens in the stack that predicts."""
+    stack = spec.stack if isinstance(spec, specs.Transformer) else spec.decoder
+    kept = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)
+    return 2 * stack.depth * rows * length * kept * BYTES[precision]

@@ -1,12 +1,8 @@
-"""What a loss means: perplexity, bits per byte, accuracy; pure functions of totals and counts."""
+"""What a loss means: perplexity, bits per byte; pure functions of totals and counts."""
 
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
-
-from nextile.data.batches import IGNORE
 
 
 def perplexity(nats: float) -> float:
@@ -20,9 +16,3 @@ def perplexity(nats: float) -> float:
 def bits_per_byte(total_nats: float, text_bytes: int) -> float:
     """Total nats over the UTF-8 bytes of the text they were asked on, in bits: comparable across tokenizers."""
     return total_nats / (text_bytes * math.log(2))
-
-
-def correct(logits: Tensor, targets: Tensor) -> tuple[int, int]:
-    """logits (B, T, V), targets (B, T) -> how many targets are the most likely token, and how many were asked."""
-    asked = targets != IGNORE
-    return int(((logits.argmax(-1) == targets) & asked).sum()), int(asked.sum())
