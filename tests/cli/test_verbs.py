@@ -255,3 +255,10 @@ def test_tokenize_refuses(nextile_, tokens, text):
     answer = nextile_("tokenize", str(text), "--kind", "letters")
     assert answer.code == 2
     assert "'char', 'word', 'byte', 'bpe'" in answer.err
+
+
+def test_plan_refuses_a_folder_that_is_taken(nextile_, text, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    answer = nextile_("plan", str(text), "--out", str(tmp_path), "--steps", "2")
+    assert answer.code == 1
+    assert "holds a run already" in answer.err

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -79,30 +78,33 @@ def test_a_model_to_begin_from(text, tmp_path):
     assert nextile.load(tmp_path / "second").tokenizer.fingerprint() == first.tokenizer.fingerprint()
 
 
-def interrupted(run, number: int, after: float):
-    """Call `run`, sending this process a signal meanwhile."""
-    timer = threading.Timer(after, os.kill, (os.getpid(), number))
-    timer.start()
-    try:
-        return run()
-    finally:
-        timer.cancel()
+class Interrupting(Silent):
+    """Sends this process a signal when the first validation is due."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def bar(self, title, total, unit):
+        bar = super().bar(title, total, unit)
+        if title == "training":
+            bar.refresh = lambda: os.kill(os.getpid(), self.number) if bar.done == 20 else None
+        return bar
 
 
 @pytest.mark.parametrize(("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_saves_and_the_run_goes_on_exactly(text, tmp_path, number, ending):
+    settings = {**TINY, "validation.every": 20, "dropout": 0.1}
+    nextile.train(text, out=tmp_path / "whole", steps=60, settings=settings, report=Silent())
     with pytest.raises(ending) as stopped:
-        interrupted(lambda: train(text, tmp_path / "run", steps=2000, validation__every=2000), number, 4.0)
+        nextile.train(text, out=tmp_path / "run", steps=60, settings=settings, report=Interrupting(number))
     if ending is SystemExit:
         assert stopped.value.code == 143
-    done = len(metrics(tmp_path / "run"))
-    assert 0 < done < 2000
+    assert 20 <= len(metrics(tmp_path / "run")) < 60
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert (tmp_path / "run" / "curve.html").exists()
-    # to its end it would take long: shorten it, as no user can
-    file = tmp_path / "run" / "state"
-    saved = max(file.iterdir()) / "progress.json"
-    assert json.loads(saved.read_text())["progress"]["step"] == done
+    nextile.train(resume=tmp_path / "run", report=Silent())
+    for name in ("model.safetensors", "metrics.jsonl", "state/step-00000060/tensors.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_time_limit_is_kept(text, tmp_path):

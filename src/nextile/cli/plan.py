@@ -1,5 +1,6 @@
 """`nextile plan`: what a training would be, before anything is spent."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ Examples:
   nextile plan book.txt --preset gpt2 --steps 1000 --json
 """
 
-Out = Annotated[str | None, typer.Option(metavar="DIR", help="Taken as train takes it; nothing is written there.")]
+Out = Annotated[str | None, typer.Option(metavar="DIR", help="Where train would write; refused if it is taken.")]
 
 
 def plan(
@@ -37,7 +38,10 @@ def plan(
     from nextile import api
     from nextile.base.config import parse_assignments
     from nextile.tasks.report import choose
+    from nextile.tasks.run import check_free
 
+    if out is not None:
+        check_free(Path(out))
     report = choose()
     found = api.plan(
         data, task=task, preset=preset, minutes=minutes, steps=steps, init=init, recipe=recipe,
