@@ -82,17 +82,17 @@ def test_padding_changes_nothing(shape, causal):
     model, ids = language_model(shape, causal), tokens(3, 20)
     keep = torch.ones(3, 20, dtype=torch.bool)
     keep[1, 13:] = keep[2, 5:] = False
-    got = model(ids, keep=keep)
+    got = model(ids, segments=keep)
     for row, length in enumerate((20, 13, 5)):
         torch.testing.assert_close(got[row, :length], model(ids[row : row + 1, :length])[0], rtol=0, atol=1e-12)
     other = torch.where(keep, ids, (ids + 7) % VOCAB)
-    assert torch.equal(model(other, keep=keep)[keep], got[keep])
+    assert torch.equal(model(other, segments=keep)[keep], got[keep])
 
 
 @torch.no_grad()
 def test_a_row_of_padding_alone_is_no_nan(shape):
     model = language_model(shape, causal=False)
-    assert model(tokens(2, 6), keep=torch.tensor([[True] * 6, [False] * 6])).isfinite().all()
+    assert model(tokens(2, 6), segments=torch.tensor([[True] * 6, [False] * 6])).isfinite().all()
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -205,18 +205,66 @@ def test_a_decoder_with_a_memory(norm_place):
     model, source, target = translator(norm_place), tokens(2, 9), tokens(2, 7, seed=1)
     keep = torch.ones(2, 9, dtype=torch.bool)
     keep[1, 6:] = False
-    whole = model(source, target, keep=keep)
+    whole = model(source, target, source_segments=keep)
     torch.testing.assert_close(whole[1], model(source[1:, :6], target[1:])[0], rtol=0, atol=1e-12)
     other = torch.where(keep, source, (source + 3) % VOCAB)
-    assert torch.equal(model(other, target, keep=keep), whole)
-    memory, cache, steps = model.encode(source, keep), model.new_cache(2, CONTEXT), []
+    assert torch.equal(model(other, target, source_segments=keep), whole)
+    cache, steps = model.new_cache(2, CONTEXT), []
+    cache.memory = model.encode(source, keep)
     for step in target.split(1, dim=1):
-        steps.append(model.decode(step, memory, cache=cache))
+        steps.append(model.head(model.features(step, cache=cache)))
         cache.advance(1)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-12)
     changed = source.clone()
     changed[0, 0] = (changed[0, 0] + 1) % VOCAB
-    assert not torch.equal(model(changed, target, keep=keep)[0], whole[0])
+    assert not torch.equal(model(changed, target, source_segments=keep)[0], whole[0])
+
+
+def test_a_target_needs_a_source():
+    with pytest.raises(NextileError, match="give the memory of one"):
+        translator().features(tokens(1, 3))
+
+
+@pytest.mark.parametrize("norm_place", ["before", "after"])
+@torch.no_grad()
+def test_pairs_that_share_a_row_are_each_alone(norm_place):
+    model, source, target = translator(norm_place), tokens(1, 12), tokens(1, 11, seed=1)
+    sources, targets = torch.tensor([[1] * 5 + [2] * 4 + [0] * 3]), torch.tensor([[1] * 3 + [2] * 6 + [0] * 2])
+    packed = model(source, target, source_segments=sources, target_segments=targets)
+    for number in (1, 2):
+        alone = model(source[sources == number][None], target[targets == number][None])
+        torch.testing.assert_close(packed[targets == number], alone[0], rtol=0, atol=1e-12)
+    merged = torch.where(sources == 2, 1, sources)  # control: without their borders they hear each other
+    assert not torch.allclose(model(source, target, source_segments=merged, target_segments=targets), packed)
+
+
+@torch.no_grad()
+def test_texts_that_share_a_row_are_each_alone(shape):
+    model, ids = language_model(shape), tokens(2, 20)
+    segments = torch.tensor([[1] * 7 + [2] * 9 + [0] * 4, [3] * 20])
+    got = model(ids, segments=segments)
+    for row, number in ((0, 1), (0, 2), (1, 3)):
+        there = segments[row] == number
+        torch.testing.assert_close(got[row, there], model(ids[row, there][None])[0], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_beams_share_the_memory_of_their_source():
+    model, sources, target = translator(), tokens(3, 9), tokens(6, 7, seed=1)
+    keep = torch.ones(3, 9, dtype=torch.bool)
+    keep[1, 6:] = False
+    cache = model.new_cache(3, CONTEXT)
+    cache.memory = model.encode(sources, keep)
+    model.features(target[:3, :2], cache=cache)
+    cache.advance(2)
+    chosen = torch.tensor([2, 2, 1, 1])  # two beams each of two sources, the other source is done
+    cache.select(chosen, each=2)
+    assert len(cache.memory) == 2
+    got = model.head(model.features(target[2:, 2:5], cache=cache))
+    for row, source in enumerate(chosen.tolist()):
+        text = torch.cat((target[source, :2], target[2 + row, 2:5]))[None]
+        alone = model(sources[source][keep[source]][None], text)[0, 2:]
+        torch.testing.assert_close(got[row], alone, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

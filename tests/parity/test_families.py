@@ -93,7 +93,7 @@ def test_a_padded_batch(pair):
     _, ours, theirs = pair
     keep = torch.ones(2, 40, dtype=torch.bool)
     keep[1, 25:] = False
-    a, b = ours(ids(), keep=keep), theirs(ids(), attention_mask=keep.long()).logits
+    a, b = ours(ids(), segments=keep), theirs(ids(), attention_mask=keep.long()).logits
     assert difference(a[keep], b[keep]) <= 1e-5
 
 

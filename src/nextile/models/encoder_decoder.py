@@ -5,11 +5,12 @@ Shapes: B batch, M source length, T target length, D width, V vocabulary.
 
 from torch import Tensor, nn
 
+from nextile.base.errors import NextileError
 from nextile.nn import specs
-from nextile.nn.cache import Cache
+from nextile.nn.cache import Cache, Memory
 from nextile.nn.embed import TokenEmbedding
 from nextile.nn.head import make_head
-from nextile.nn.stack import Memory, TransformerStack
+from nextile.nn.stack import TransformerStack, places
 
 
 class EncoderDecoder(nn.Module):
@@ -24,19 +25,42 @@ class EncoderDecoder(nn.Module):
         self.decoder = TransformerStack(spec.decoder)
         self.head = make_head(spec.head, self.target)
 
-    def forward(self, source: Tensor, target: Tensor, *, keep: Tensor | None = None) -> Tensor:
-        """source (B, M), target (B, T), keep (B, M) False at padding -> logits (B, T, V)."""
-        return self.decode(target, self.encode(source, keep))
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        source_segments: Tensor | None = None,
+        target_segments: Tensor | None = None,
+    ) -> Tensor:
+        """source (B, M), target (B, T) -> logits (B, T, V).
 
-    def encode(self, source: Tensor, keep: Tensor | None = None) -> Memory:
+        Segments, (B, M) and (B, T), let several pairs share a row: a token sees its own pair alone. 0 is padding, so a
+        mask that is True at tokens is the case of one pair; without target_segments a target hears all of its row.
+        """
+        memory = self.encode(source, source_segments)
+        return self.head(self.features(target, memory, segments=target_segments))
+
+    def encode(self, source: Tensor, segments: Tensor | None = None) -> Memory:
         """(B, M) -> the decoder's keys and values of it."""
-        return self.decoder.remember(self.encoder(self.source(source), keep=keep), keep)
+        features = self.encoder(self.source(source, places(source, segments)), segments=segments)
+        return self.decoder.remember(features, segments)
 
-    def decode(self, target: Tensor, memory: Memory, *, cache: Cache | None = None) -> Tensor:
-        """(B, T) -> logits (B, T, V)."""
-        positions = cache.slot(target.shape[1]).positions if cache else None
-        return self.head(self.decoder(self.target(target, positions), cache=cache, memory=memory))
+    def features(
+        self,
+        target: Tensor,
+        memory: Memory | None = None,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """What the head reads: (B, T) -> (B, T, D), beside a memory, or that of the cache."""
+        memory = cache.memory if memory is None and cache is not None else memory
+        if memory is None:
+            raise NextileError("an encoder-decoder reads a target beside its source: give the memory of one")
+        positions = cache.slot(target.shape[1]).positions if cache else places(target, segments)
+        return self.decoder(self.target(target, positions), segments=segments, cache=cache, memory=memory)
 
     def new_cache(self, batch: int, capacity: int, *, dtype=None, device=None, static: bool = False) -> Cache:
-        """An empty cache of the decoder."""
+        """An empty cache of the decoder, without a memory, for `batch` rows of up to `capacity` tokens."""
         return self.decoder.new_cache(batch, capacity, dtype=dtype, device=device, static=static)

@@ -10,7 +10,7 @@ from nextile.nn import specs
 from nextile.nn.cache import Cache
 from nextile.nn.embed import TokenEmbedding
 from nextile.nn.head import make_head
-from nextile.nn.stack import TransformerStack
+from nextile.nn.stack import TransformerStack, places
 
 
 class Transformer(nn.Module):
@@ -23,14 +23,17 @@ class Transformer(nn.Module):
         self.stack = TransformerStack(spec.stack)
         self.head = make_head(spec.head, self.embed)
 
-    def forward(self, ids: Tensor, *, keep: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids (B, T), keep (B, T) False at padding -> logits (B, T, V)."""
-        return self.head(self.features(ids, keep=keep, cache=cache))
+    def forward(self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V).
 
-    def features(self, ids: Tensor, *, keep: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        segments (B, T): which sequence of its row a token belongs to, 0 at padding; or True at tokens, False at padding.
+        """
+        return self.head(self.features(ids, segments=segments, cache=cache))
+
+    def features(self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """What the head reads: (B, T) -> (B, T, D)."""
-        positions = cache.slot(ids.shape[1]).positions if cache else None
-        return self.stack(self.embed(ids, positions), keep=keep, cache=cache)
+        positions = cache.slot(ids.shape[1]).positions if cache else places(ids, segments)
+        return self.stack(self.embed(ids, positions), segments=segments, cache=cache)
 
     def new_cache(self, batch: int, capacity: int, *, dtype=None, device=None, static: bool = False) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""

@@ -134,6 +134,8 @@ class CrossAttention(MultiHeadAttention):
     """Tokens of one stream ask a memory, whose keys and values are computed once (`keys_values`)."""
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """(B, T, D) and keys, values (B, K, S, E) -> (B, T, D)."""
+        """(B, T, D) and keys, values (M, K, S, E) -> (B, T, D); B / M rows, one after the other, share a memory."""
         k, v = memory
-        return self.weigh(self.queries(x), k, v, bias=bias)
+        q = self.queries(x).unflatten(0, (len(k), -1))  # (M, B/M, H, T, E)
+        q = q.transpose(1, 2).flatten(2, 3)  # (M, H, B/M * T, E): the memory is read once for all that share it
+        return self.weigh(q, k, v, bias=bias).reshape(x.shape)

@@ -1,6 +1,6 @@
 """Keys and values of what was read already: allocated once, passed in, one length per row.
 
-Shapes: B batch, T time asked, S time seen, C capacity, K kv-heads, E head width.
+Shapes: B batch, T time asked, S time seen, M memory length, C capacity, K kv-heads, E head width.
 
 A row's next tokens stand at its own length, so prompts of different lengths share a batch by padding them on the
 right: the padding is written beyond the row's length, where it is hidden and then overwritten.
@@ -42,18 +42,45 @@ class KeyValues:
             kept[rows, :, slot.positions] = new.transpose(1, 2).to(kept.dtype)  # indexed axes first: (B, T, K, E)
         return kept[:, :, : slot.span]
 
+    def select(self, rows: Tensor, used: int) -> None:
+        """Row i becomes what row rows[i] was, as far as it is used."""
+        self.keys, self.values = (self._select(kept, rows, used) for kept in (self.keys, self.values))
+
+    @staticmethod
+    def _select(kept: Tensor, rows: Tensor, used: int) -> Tensor:
+        chosen = kept[:, :, :used].index_select(0, rows)
+        if len(rows) != len(kept):
+            kept = kept.new_zeros(len(rows), *kept.shape[1:])
+        kept[:, :, :used] = chosen
+        return kept
+
+
+@dataclass
+class Memory:
+    """What a decoder attends to: each block's keys and values of a source, computed once, and whose they are.
+
+    Several rows of the decoder may share a row of the memory, one after the other: the beams of one source.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]  # (B, K, M, E) each
+    segments: Tensor | None = None  # (B, M): which sequence of the row a token belongs to, 0 (False) at padding
+
+    def __len__(self) -> int:
+        return len(self.layers[0][0])
+
     def select(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        self.segments = None if self.segments is None else self.segments[rows]
 
 
 class Cache:
-    """The layers of one stack and how many tokens each row holds."""
+    """The layers of one stack, how many tokens each row holds, and the memory that a decoder attends to beside them."""
 
     lengths: Tensor  # (B,)
 
-    def __init__(self, layers: list[KeyValues], lengths: Tensor):
-        self.layers, self.lengths = layers, lengths
+    def __init__(self, layers: list[KeyValues], lengths: Tensor, memory: Memory | None = None):
+        self.layers, self.lengths, self.memory = layers, lengths, memory
         self._longest, self._even = 0, True  # known here, so that the device need not be asked
 
     @property
@@ -82,10 +109,17 @@ class Cache:
             self.lengths += count
             self._longest += count
 
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was: for beams, and to drop rows that are done."""
+    def select(self, rows: Tensor, each: int = 1) -> None:
+        """Row i becomes what row rows[i] was: for beams, and to drop rows that are done.
+
+        each: how many rows, one after the other, share a source from now on.
+        """
+        if self.memory is not None:
+            sources = rows[::each] // (len(self.lengths) // len(self.memory))
+            if sources.tolist() != list(range(len(self.memory))):
+                self.memory.select(sources)
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(rows, self._longest)
         self.lengths = self.lengths[rows]
 
 

@@ -52,18 +52,15 @@ class TokenEmbedding(nn.Module):
         self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """ids (B, T), positions (T,) or (B, T), 0..T-1 when None -> (B, T, D)."""
-        x = self.token(ids)
-        tap(self, "tokens", x)
-        x = x * self.scale if self.scale != 1.0 else x
-        if self.position is not None:
-            x = x + self.position(self._counted(ids) if positions is None else positions).to(x.dtype)
-        return self.dropout(self.norm(x))
-
-    def _counted(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids (B, T), positions (T,) or (B, T) -> (B, T, D)."""
         if self.length is not None and ids.shape[1] > self.length:
             raise NextileError(
                 f"{ids.shape[1]} tokens were given and the model has {self.length} positions: shorten the input"
             )
-        return torch.arange(ids.shape[1], device=ids.device)
+        x = self.token(ids)
+        tap(self, "tokens", x)
+        x = x * self.scale if self.scale != 1.0 else x
+        if self.position is not None:
+            x = x + self.position(positions).to(x.dtype)
+        return self.dropout(self.norm(x))

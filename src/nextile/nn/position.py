@@ -85,6 +85,12 @@ class AlibiBias(nn.Module):
 BIASES = {specs.RelativeBias: RelativePositionBias, specs.Alibi: AlibiBias}
 
 
+def within(segments: Tensor) -> Tensor:
+    """Where each token stands in its own segment, which need not begin where the row does: (B, T) -> (B, T)."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return same.tril(-1).sum(-1)  # as many as stand before it
+
+
 def sinusoid(positions: Tensor, width: int) -> Tensor:
     """(..., D): sines of pos / 10000^(2i/D) in the first half, cosines in the second."""
     exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width

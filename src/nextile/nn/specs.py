@@ -205,7 +205,8 @@ class EncoderDecoder(Settings):
     """encode -> decode: a source becomes a memory, the target attends to it."""
 
     type: Literal["encoder_decoder"] = "encoder_decoder"
-    context: Length
+    context: Length  # the longest source, and the longest target
+    start: Annotated[int, Field(ge=0, lt=1 << 24)] = 0  # the token that every target begins with
     source: TokenEmbedding
     encoder: Stack
     target: TokenEmbedding | None = None  # None: the source's embedding serves both
@@ -218,6 +219,11 @@ class EncoderDecoder(Settings):
             raise ValueError("the decoder has no cross-attention: give decoder.cross")
         if self.encoder.width != self.decoder.width:
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ")
+        for embed in filter(None, (self.source, self.target)):
+            if embed.position is not None and embed.position.length < self.context:
+                raise ValueError(
+                    f"context {self.context} is longer than the {embed.position.length} positions of the embedding"
+                )
         return self
 
 

@@ -4,7 +4,6 @@ Shapes: B batch, T time asked, S time seen, M memory length, D width, H heads.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,22 +12,9 @@ from torch import Tensor, nn
 from nextile.nn import specs
 from nextile.nn.attention import CrossAttention, Place
 from nextile.nn.block import Block
-from nextile.nn.cache import Cache, KeyValues, StaticCache
+from nextile.nn.cache import Cache, KeyValues, Memory, StaticCache
 from nextile.nn.norm import make_norm
-from nextile.nn.position import BIASES, RotaryPosition
-
-
-@dataclass
-class Memory:
-    """What a decoder attends to: each block's keys and values of it, computed once, and what of it is hidden."""
-
-    layers: list[tuple[Tensor, Tensor]]
-    bias: Tensor | None = None  # (B, 1, 1, M)
-
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was (beams)."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
-        self.bias = None if self.bias is None else self.bias[rows]
+from nextile.nn.position import BIASES, RotaryPosition, within
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
@@ -45,6 +31,20 @@ def hide(visible: Tensor, bias: Tensor | float, dtype: torch.dtype) -> Tensor:
     """
     least = torch.finfo(dtype).min
     return torch.where(visible, torch.as_tensor(bias, dtype=dtype, device=visible.device), least)
+
+
+def places(x: Tensor, segments: Tensor | None) -> Tensor:
+    """Where the tokens of x (B, T, ...) stand when nothing was read before: (T,), or in their segments, (B, T)."""
+    return torch.arange(x.shape[1], device=x.device) if segments is None else within(segments)
+
+
+def heard_of(memory: Memory, segments: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What decoder tokens (of these segments; None: each row of its own) hear of a memory: (B, 1, T or 1, M)."""
+    if memory.segments is None:
+        return None
+    if segments is None:
+        return hide(memory.segments[:, None, None, :] != 0, 0.0, dtype)
+    return hide((segments[:, :, None] == memory.segments[:, None, :])[:, None], 0.0, dtype)
 
 
 def as_it_is(block: nn.Module, x: Tensor, *context) -> Tensor:
@@ -70,28 +70,30 @@ class TransformerStack(nn.Module):
         self.position_bias = bias(spec.position, spec.attention.heads, spec.causal) if bias else None
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, cache: Cache | None = None, memory: Memory | None = None
+        self, x: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, memory: Memory | None = None
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
-        keep (B, T) is True at real tokens, False at padding. A cache takes the new keys and values in place, but counts
-        them only when its owner says so (`Cache.advance`); it knows the length of each row, so it excludes `keep`.
+        segments (B, T): several sequences may share a row, and each token sees those of its own alone, also in the
+        memory. 0 is padding, so a mask that is True at real tokens is the case of one segment.
+        A cache takes the new keys and values in place, but counts them only when its owner says so (`Cache.advance`);
+        it knows the length of each row, so it excludes `segments`.
         """
-        if keep is not None and cache is not None:
-            raise ValueError("keep and cache exclude each other: a cache knows the length of each row")
-        place = self._place(x, keep, cache)
+        if segments is not None and cache is not None:
+            raise ValueError("segments and cache exclude each other: a cache knows the length of each row")
+        place = self._place(x, segments, cache)
+        heard = heard_of(memory, segments, attention_dtype(x)) if memory else None
         apply = as_region if isinstance(cache, StaticCache) else as_it_is
         for i, block in enumerate(self.blocks):
             kept = cache.layers[i] if cache else None
-            recalled = (memory.layers[i], memory.bias) if memory else ()
+            recalled = (memory.layers[i], heard) if memory else ()
             x = apply(block, x, place, kept, *recalled)
         return self.norm(x)
 
-    def remember(self, features: Tensor, keep: Tensor | None = None) -> Memory:
-        """An encoder's features (B, M, D) as this decoder's memory; keep (B, M) is False at what nobody may see."""
+    def remember(self, features: Tensor, segments: Tensor | None = None) -> Memory:
+        """An encoder's features (B, M, D) as this decoder's memory; segments (B, M) say whose they are."""
         parts = [part for part in self.modules() if isinstance(part, CrossAttention)]
-        bias = None if keep is None else hide(keep[:, None, None, :], 0.0, attention_dtype(features))
-        return Memory([part.keys_values(features) for part in parts], bias)
+        return Memory([part.keys_values(features) for part in parts], segments)
 
     def new_cache(self, batch: int, capacity: int, *, dtype=None, device=None, static: bool = False) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` tokens; static for a compiled step."""
@@ -103,24 +105,24 @@ class TransformerStack(nn.Module):
         lengths = torch.zeros(batch, dtype=torch.long, device=options["device"])
         return (StaticCache if static else Cache)(layers, lengths)
 
-    def _place(self, x: Tensor, keep: Tensor | None, cache: Cache | None) -> Place:
+    def _place(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> Place:
         time = x.shape[1]
         slot = cache.slot(time) if cache else None
-        positions = slot.positions if slot else torch.arange(time, device=x.device)  # (T,) or (B, T)
+        positions = slot.positions if slot else places(x, segments)  # (T,) or (B, T)
         rotate = self.rotary(positions) if self.rotary is not None else None
         fresh = slot is None or slot.start == 0
         alone = slot is not None and slot.start is not None and time == 1  # one token sees all that is there
-        if keep is None and self.position_bias is None and (fresh or alone):
+        if segments is None and self.position_bias is None and (fresh or alone):
             return Place(causal=self.spec.causal and not alone, rotate=rotate, slot=slot)
-        bias = self._bias(positions, slot.span if slot else time, keep, attention_dtype(x))
+        seen = torch.arange(slot.span, device=x.device) if slot else positions  # where the keys stand
+        bias = self._bias(seen[..., None, :] - positions[..., None], segments, attention_dtype(x))
         return Place(bias=bias, rotate=rotate, slot=slot)
 
-    def _bias(self, positions: Tensor, span: int, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """(B or 1, H or 1, T, S)."""
-        distance = torch.arange(span, device=positions.device) - positions[..., None]  # (T, S) or (B, T, S)
+    def _bias(self, distance: Tensor, segments: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """distance (T, S) or (B, T, S) -> (B or 1, H or 1, T, S)."""
         distance = distance.reshape(-1, *distance.shape[-2:])  # (B or 1, T, S)
-        visible = (distance <= 0 if self.spec.causal else torch.ones_like(distance, dtype=torch.bool))[:, None]
-        if keep is not None:
-            visible = visible & keep[:, None, None, :]
+        visible = distance <= 0 if self.spec.causal else torch.ones_like(distance, dtype=torch.bool)
+        if segments is not None:
+            visible = visible & (segments[:, :, None] == segments[:, None, :])
         bias = 0.0 if self.position_bias is None else self.position_bias(distance).to(dtype)
-        return hide(visible, bias, dtype)
+        return hide(visible[:, None], bias, dtype)
