@@ -12,16 +12,20 @@ from nextile.base.config import environment, read_toml, resolve
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.pretrained import load as load_pretrained
-from nextile.generation.complete import Completion, complete
+from nextile.generation.beam import Beams
+from nextile.generation.complete import Completion, complete, complete_by_beams
 from nextile.generation.complete import stream as stream_text
 from nextile.generation.sample import Sampling
+from nextile.generation.translate import Translation, translate
 from nextile.models import count
-from nextile.tasks import language, run
+from nextile.nn import specs
+from nextile.tasks import language, run, translation
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
 from nextile.tasks.settings import RunSettings
 
 RUNS = Path("runs")
+Sources = str | Path | Sequence[str | Path]
 
 
 class Model(Pretrained):
@@ -31,18 +35,22 @@ class Model(Pretrained):
         self, prompt: str | Sequence[str] = "", *, max_tokens: int = 200, temperature: float = 0.8,
         top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
         repetition_penalty: float = 1.0, n: int = 1, seed: int | None = None, stop: Sequence[str] = (),
-        logprobs: int | None = None, details: bool = False,
+        logprobs: int | None = None, beams: int | None = None, details: bool = False,
     ) -> Any:  # fmt: skip
         """Continue a prompt, or each of several in one batch.
 
         temperature 0 is greedy; top_k, top_p and min_p leave out unlikely tokens; a stop string ends the text and is
-        not part of it. Returns the text, or a list of them (prompt by prompt) for several prompts or n > 1; with
-        details, `Completion`s that also hold the tokens, why each ended, and log-probabilities.
-        Errors: UsageError for settings out of bounds.
+        not part of it. With beams the n most probable texts are sought, and nothing is drawn. Returns the text, or a
+        list of them (prompt by prompt) for several prompts or n > 1; with details, `Completion`s that also hold the
+        tokens, why each ended, and log-probabilities. Errors: UsageError for settings out of bounds.
         """
+        self._refuse_translator()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        groups = complete(self, prompts, sampling, max_tokens=max_tokens, stop=list(stop), n=n, logprobs=logprobs)
+        if beams is not None:
+            groups = complete_by_beams(self, prompts, resolve(Beams, {"width": beams}), max_tokens=max_tokens, n=n)
+        else:
+            sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            groups = complete(self, prompts, sampling, max_tokens=max_tokens, stop=list(stop), n=n, logprobs=logprobs)
         found: list[Completion] = [completion for group in groups for completion in group]
         results = found if details else [completion.text for completion in found]
         return results[0] if isinstance(prompt, str) and n == 1 else results
@@ -53,12 +61,46 @@ class Model(Pretrained):
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Iterator[str]:  # fmt: skip
         """The text that `generate` would return, piece by piece as it is made."""
+        self._refuse_translator()
         sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return stream_text(self, prompt, sampling, max_tokens=max_tokens, stop=list(stop))
 
-    def evaluate(self, data: str | Path | None = None, *, report: Report | None = None) -> dict[str, float]:
-        """Loss in nats per token, perplexity and bits per byte on a text; None: the run's own validation set."""
-        return language.evaluate_text(self, data, report or choose())
+    def translate(
+        self, text: str | Sequence[str], *, beams: int = 5, length_penalty: float = 1.0, n: int = 1,
+        max_tokens: int | None = None, details: bool = False,
+    ) -> Any:  # fmt: skip
+        """Translate a sentence, or each of several, by beam search; one beam is greedy.
+
+        Returns the text, or a list of them for several sentences or n > 1 (the n best of each, one after the other);
+        with details `Translation`s, which also hold tokens, scores, and why each ended.
+        Errors: UsageError for a model that is no translator and for settings out of bounds.
+        """
+        sources = [text] if isinstance(text, str) else list(text)
+        chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
+        groups = translate(self, sources, chosen, n=n, max_tokens=max_tokens)
+        found: list[Translation] = [translation for group in groups for translation in group]
+        results = found if details else [translation.text for translation in found]
+        return results[0] if isinstance(text, str) and n == 1 else results
+
+    def evaluate(
+        self, data: Sources | None = None, *, beams: int = 5, length_penalty: float = 1.0, bleu_tokens: str = "13a",
+        report: Report | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Loss in nats per token, perplexity and bits per byte on a text; None: the run's own validation set.
+
+        Of a translator, on pairs, also BLEU, chrF and accuracy (the share of translations that are the reference) of
+        what it translates by so many beams; bleu_tokens: sacrebleu's way to split words.
+        """
+        sources = [] if data is None else sources_of(data)
+        if isinstance(self.spec, specs.EncoderDecoder):
+            chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
+            return translation.evaluate_pairs(self, sources, report or choose(), beams=chosen, tokens=bleu_tokens)
+        return language.evaluate_text(self, sources, report or choose())
+
+    def _refuse_translator(self) -> None:
+        if isinstance(self.spec, specs.EncoderDecoder):
+            name = "this" if self.folder is None else f"'{self.folder}'"
+            raise UsageError(f"{name} is a translator, not a language model: use nextile translate")
 
     def describe(self) -> dict[str, Any]:
         """What the model is: family, parameters by part, tokenizer, spec tree."""
@@ -84,13 +126,14 @@ def load(name: str | Path, *, device: str | None = None, dtype: Any = None) -> M
 
 
 def train(
-    data: str | Path | None = None, *, task: str | None = None, preset: str | None = None,
+    data: Sources | None = None, *, task: str | None = None, preset: str | None = None,
     out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
     resume: str | Path | None = None, init: str | Path | None = None, recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Model:  # fmt: skip
     """Train a model and return the best one: on a file, a folder, "-" for standard input, or a built-in name.
 
+    Two files whose lines belong together, or a .tsv, make a translator; else the task is a language model.
     minutes or steps: the budget; size and learning rate follow. out: the run's folder, runs/NAME when None.
     resume: a run's folder, to go on with it exactly. init: a model to begin from. recipe: a TOML file of settings.
     settings: by dotted name, such as {"lr": 1e-3, "tokenizer.kind": "bpe"}; they win over NEXTILE_* in the
@@ -101,11 +144,11 @@ def train(
         _refuse_beside_resume(data=data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, init=init,
                               recipe=recipe, settings=settings)  # fmt: skip
         return _model(run.resume_run(Path(resume), report))
-    source, found = _request(data, recipe, settings)
-    folder = Path(out) if out is not None else _free_folder(source)
+    sources, found = _request(data, recipe, settings)
+    folder = Path(out) if out is not None else _free_folder(sources[0])
     return _model(
         run.new_run(
-            source,
+            sources,
             found,
             folder=folder,
             report=report,
@@ -119,18 +162,18 @@ def train(
 
 
 def plan(
-    data: str | Path | None = None, *, task: str | None = None, preset: str | None = None,
+    data: Sources | None = None, *, task: str | None = None, preset: str | None = None,
     minutes: float | None = None, steps: int | None = None, init: str | Path | None = None,
     recipe: str | Path | None = None, settings: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Plan:  # fmt: skip
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
-    source, found = _request(data, recipe, settings)
-    work = run.task_named(task)
+    sources, found = _request(data, recipe, settings)
+    work = run.task_for(sources, task)
     base = load_pretrained(init, device="cpu") if init is not None else None
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
-        prepared = work.prepare(source, found, Path(folder), report or choose(), base.tokenizer if base else None)
+        prepared = work.prepare(sources, found, Path(folder), report or choose(), base.tokenizer if base else None)
         return make_plan(
-            work, prepared, found, source=source, preset=preset, minutes=minutes, steps=steps,
+            work, prepared, found, source=" + ".join(sources), preset=preset, minutes=minutes, steps=steps,
             fixed=base.spec if base else None,
         )  # fmt: skip
 
@@ -147,13 +190,13 @@ def _sampling(
 
 
 def _request(
-    data: str | Path | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
-) -> tuple[str, RunSettings]:
-    """The source and the settings of a run: defaults < recipe < environment < what was said."""
-    if data is None:
+    data: Sources | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
+) -> tuple[list[str], RunSettings]:
+    """The sources and the settings of a run: defaults < recipe < environment < what was said."""
+    if not data:
         raise UsageError("no data to train on: give a file, a folder, '-' or a built-in such as python-docs")
     layers = [read_toml(recipe)] if recipe is not None else []
-    return str(data), resolve(RunSettings, *layers, environment(), settings or {})
+    return sources_of(data), resolve(RunSettings, *layers, environment(), settings or {})
 
 
 def _refuse_beside_resume(**given: Any) -> None:
@@ -162,6 +205,11 @@ def _refuse_beside_resume(**given: Any) -> None:
         raise UsageError(
             f"--resume goes on with a run as it was: leave out {', '.join(extra)}, or begin a new run by --init"
         )
+
+
+def sources_of(data: Sources) -> list[str]:
+    """One source or several, as strings."""
+    return [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
 
 
 def _free_folder(source: str) -> Path:

@@ -11,13 +11,14 @@ from nextile.checkpoint.pretrained import load
 from nextile.checkpoint.store import load_model, load_spec, save_model, save_weights
 from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
-from nextile.models.families import gpt2, qwen3
+from nextile.models.families import gpt2, marian, qwen3
 from nextile.nn import specs
 from nextile.text.characters import train_characters
 
 SPECS = {
     "gpt2": gpt2.spec(vocab=30, context=32, width=16, depth=2, heads=2, dropout=0.1),
     "qwen3": qwen3.spec(vocab=30, context=32, width=16, depth=2, heads=2, dropout=0.1),
+    "marian": marian.spec(vocab=30, context=32, width=16, depth=2, heads=2, hidden=20, dropout=0.1, start=2),
     "nextile": specs.Transformer(
         context=32,
         embed=specs.TokenEmbedding(vocab=30),
@@ -63,11 +64,13 @@ def test_transformers_loads_it_and_says_the_same(folder):
         with pytest.raises(ValueError, match="nextile"):
             transformers.AutoModelForCausalLM.from_pretrained(folder)
         return
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    kind = transformers.AutoModelForSeq2SeqLM if folder.name == "marian" else transformers.AutoModelForCausalLM
+    theirs = kind.from_pretrained(folder).eval()
     ours, _ = load_model(folder)
     ids = torch.randint(0, 30, (2, 20), generator=torch.Generator().manual_seed(0))
+    pair = {"decoder_input_ids": ids} if folder.name == "marian" else {}
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours(ids, *pair.values()), theirs(ids, **pair).logits, rtol=0, atol=1e-5)
 
 
 def test_another_dtype(folder):
@@ -130,7 +133,7 @@ def test_shards_with_an_index(folder):
         ("[1]", "holds no JSON object"),
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"model_type": "mamba"}', "model_type 'mamba' is not one that nextile reads: it reads gpt2, qwen3"),
+        ('{"model_type": "mamba"}', "model_type 'mamba' is not one that nextile reads: it reads gpt2, marian, qwen3"),
         ('{"model_type": "gpt2"}', "'vocab_size' is missing"),
         ('{"model_type": "nextile", "nextile": {"type": "transformer", "context": -1}}', "context"),
     ],
@@ -161,12 +164,38 @@ def test_variants_that_the_family_cannot_say_are_refused(tmp_path):
 
 
 def test_weights_of_another_model(folder):
-    other = build(
-        SPECS[folder.name].model_copy(update={"embed": SPECS[folder.name].embed.model_copy(update={"vocab": 31})})
-    )
+    spec = SPECS[folder.name]
+    name = "source" if folder.name == "marian" else "embed"
+    other = build(spec.model_copy(update={name: getattr(spec, name).model_copy(update={"vocab": 31})}))
     save_weights(folder, other)
     with pytest.raises(NextileError, match="the files are of different models"):
         load(folder, device="cpu")
+
+
+def test_a_tied_matrix_may_be_there_twice_but_not_in_two_ways(folder):
+    tensors = {name: value.clone() for name, value in load_tensors(folder / "model.safetensors").items()}
+    family = {"gpt2": gpt2, "marian": marian, "qwen3": qwen3}.get(folder.name)
+    copied = family.BESIDE["lm_head.weight"] if family else "embed.token.weight"
+    save_tensors(folder / "model.safetensors", tensors | {"lm_head.weight": tensors[copied].clone()})
+    if family:
+        wanted = build(SPECS[folder.name], seed=3).state_dict()
+        found = load(folder, device="cpu").model.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    save_tensors(folder / "model.safetensors", tensors | {"lm_head.weight": tensors[copied] + 1})
+    with pytest.raises(NextileError, match=r"lm_head\.weight.*different models"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu"])
+def test_transformers_knows_the_activation(tmp_path, activation):
+    ours = build(gpt2.spec(vocab=30, context=32, width=16, depth=1, heads=2, activation=activation)).eval()
+    save_model(tmp_path, ours)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        for parameters in (ours.parameters(), theirs.parameters()):
+            for parameter in parameters:
+                parameter.mul_(8)  # the tied ones once in both: the activation counts
+        torch.testing.assert_close(ours(ids := torch.arange(30)[None]), theirs(ids).logits, rtol=1e-5, atol=1e-4)
 
 
 def test_no_model_folder(tmp_path):

@@ -1,11 +1,15 @@
 """Parameters, FLOPs and memory from the spec."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nextile.models import count
-from nextile.models.families import gpt2, qwen3
+from nextile.models.build import build
+from nextile.models.families import gpt2, marian, qwen3
 from nextile.models.families.table import family_of
 from nextile.nn import specs
+from nextile.nn.tap import record
 
 
 def test_published_parameter_counts():
@@ -47,16 +51,64 @@ def test_flops_of_a_training_token_are_six_per_matrix_parameter():
     assert flops == pytest.approx(6 * count.parameters(spec).total, rel=0.03)
 
 
+def translator(causal: bool) -> specs.EncoderDecoder:
+    """Without biases, whose additions are not counted; encoder, decoder and memory each have a shape of their own."""
+
+    def stack(heads, hidden, **more):
+        attention = specs.Attention(heads=heads, head_dim=6, bias="none")
+        return specs.Stack(width=32, depth=3, attention=attention, feed_forward=specs.GatedMLP(hidden=hidden), **more)
+
+    cross = specs.Attention(heads=4, kv_heads=2, bias="none")
+    return specs.EncoderDecoder(
+        context=64,
+        source=specs.TokenEmbedding(vocab=50),
+        encoder=stack(2, 40),
+        target=specs.TokenEmbedding(vocab=70),
+        decoder=stack(3, 24, causal=causal, cross=cross),
+        head=specs.LinearHead(),
+    )
+
+
+def test_flops_of_an_encoder_decoder_are_those_that_torch_counts():
+    spec, rows, length = translator(causal=False), 2, 10
+    model, ids = build(spec), torch.zeros(rows, length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, record(model, "*.weights"):  # the explicit attention
+        model(ids, ids)
+    assert counter.get_total_flops() == count.forward_flops(spec, length) * rows * length
+    unseen = 3 * 2 * 2 * (3 * 6) * length / 2  # depth, two products of 2 FLOPs, the width of the heads, half a square
+    assert count.forward_flops(spec, length) - count.forward_flops(translator(causal=True), length) == unseen
+
+
+def test_training_memory_of_an_encoder_decoder_is_that_of_its_stacks():
+    spec = marian.spec(vocab=50, context=64, width=32, depth=3, decoder_depth=2, heads=4, hidden=64)
+    sizes = {"rows": 2, "length": 10}
+    alone = {
+        name: specs.Transformer(
+            context=64, embed=spec.source, stack=getattr(spec, name).model_copy(update={"cross": None}), head=spec.head
+        )
+        for name in ("encoder", "decoder")
+    }
+
+    def running(model: specs.Transformer | specs.EncoderDecoder) -> int:
+        """Without what stands still, the parameters, and without the logits."""
+        still = count.parameters(model).total * 4 * 5
+        return count.training_memory(model, **sizes) - still - 3 * 4 * 2 * 10 * 50
+
+    cross = 2 * 2 * 10 * (4 * 4 * 32 + 4 * 2 * 32 + 2 * 4 * 4 * 10)  # depth, tokens; its matrices, its norm, its scores
+    assert running(spec) == running(alone["encoder"]) + running(alone["decoder"]) + cross
+
+
 def test_families_know_their_own():
     assert family_of(gpt2.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "gpt2"
     assert family_of(qwen3.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "qwen3"
     rotary_gpt2 = gpt2.spec(vocab=9).model_copy(update={"head": specs.LinearHead()})
     assert family_of(rotary_gpt2) is None
+    assert family_of(marian.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "marian"
+    odd_heads = gpt2.spec(vocab=9).stack.model_copy(update={"attention": specs.Attention(heads=5, head_dim=8)})
+    assert family_of(gpt2.spec(vocab=9).model_copy(update={"stack": odd_heads})) is None
 
 
 def test_a_cache_is_as_large_as_it_is_counted():
-    from nextile.models.build import build
-
     spec = qwen3.spec(vocab=9, context=32, width=32, depth=3, heads=4, kv_heads=2)
     layers = build(spec).new_cache(5, 20).layers
     assert count.cache_memory(spec, rows=5, length=20) == sum(kept.keys.nbytes + kept.values.nbytes for kept in layers)

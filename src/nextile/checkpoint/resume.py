@@ -16,6 +16,7 @@ from nextile.base.files import atomic_folder, inside, remove_leftovers, sha256
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
 
 KEPT = 2
+MODEL = "model."  # before the names of the model's own tensors
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -28,15 +29,17 @@ class Saved(NamedTuple):
     note: str | None  # what was passed over, in one line
 
 
-def save_state(run: str | Path, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-    """Save a state atomically, then drop all but the last two. Errors: NextileError when the disk is full."""
+def save_state(
+    run: str | Path, step: int, tensors: dict[str, Tensor], progress: dict[str, Any], *, kept: int = KEPT
+) -> None:
+    """Save a state atomically, then drop all but the last `kept`, two at least. Errors: NextileError: a full disk."""
     states = Path(run) / "state"
     with atomic_folder(states / f"step-{step:08d}") as folder:
         save_tensors(folder / "tensors.safetensors", tensors)
         (folder / "progress.json").write_text(json.dumps(progress, sort_keys=True))
         hashes = {name: sha256(folder / name) for name in ("tensors.safetensors", "progress.json")}
         (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=2))
-    for old in _found(states)[KEPT:]:
+    for old in _found(states)[max(KEPT, kept) :]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -53,6 +56,21 @@ def latest_state(run: str | Path) -> Saved:
     if broken:
         raise NextileError(f"no saved state in '{states}' is whole: {broken[0]}")
     raise NextileError(f"'{run}' holds no training state to resume from: train it with --out {run}")
+
+
+def average_weights(run: str | Path, count: int) -> dict[str, Tensor]:
+    """The mean of the model's weights over the last `count` states, or as many as there are, summed in float32.
+
+    Errors: NextileError when one of them is broken.
+    """
+    folders = _found(Path(run) / "state")[:count]
+    sums: dict[str, Tensor] = {}
+    for folder in folders:
+        for name, tensor in _load(folder, []).tensors.items():
+            if name.startswith(MODEL):
+                name = name.removeprefix(MODEL)
+                sums[name] = sums[name] + tensor.float() if name in sums else tensor.float()
+    return {name: total / len(folders) for name, total in sums.items()}
 
 
 def drop_states(run: str | Path) -> None:

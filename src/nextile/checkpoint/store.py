@@ -1,6 +1,7 @@
 """The model folder: Hugging Face's layout, read and written, so that what is trained here loads elsewhere."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nextile.base.errors import NextileError
 from nextile.base.files import atomic_write, inside
 from nextile.checkpoint import convert, weights
 from nextile.models.build import AnyModel, skeleton
+from nextile.models.families.keymap import Rule
 from nextile.models.families.table import family_named, family_of
 from nextile.nn import specs
 from nextile.text.tokenizer import Tokenizer
@@ -34,13 +36,13 @@ def save_config(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None
     folder = Path(folder)
     if tokenizer is not None:
         tokenizer.save(folder)
-        _write_json(folder / "generation_config.json", _ends(tokenizer))
+        _write_json(folder / "generation_config.json", _ends(model.spec, tokenizer))
     _write_json(folder / "config.json", config_of(model.spec, model, tokenizer))
 
 
 def save_weights(folder: str | Path, model: AnyModel) -> None:
     """Write `model.safetensors` alone, in the layout that the folder's configuration names."""
-    tensors = dict(model.state_dict())
+    tensors = _tensors(model)
     family = family_of(model.spec)
     if family is not None:
         tensors = convert.write(family_named({"model_type": family}).key_map(model.spec), tensors)
@@ -51,16 +53,28 @@ def config_of(spec: Spec, model: nn.Module, tokenizer: Tokenizer | None) -> dict
     """The `config.json` of a model."""
     name = family_of(spec)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    common = {"dtype": dtype, **({} if tokenizer is None else _ends(tokenizer))}
+    common = {"dtype": dtype, **_ends(spec, tokenizer)}
     if name is None:
         return {"model_type": OURS, **common, OURS: spec.model_dump()}
     family = family_named({"model_type": name})
     return {"architectures": [family.ARCHITECTURE], "model_type": name, **common, **family.to_config(spec)}
 
 
-def _ends(tokenizer: Tokenizer) -> dict[str, int]:
-    ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
-    return {name: number for name, number in ids.items() if number is not None}
+def _ends(spec: Spec, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The tokens that begin, end and fill a text, as transformers calls them."""
+    ids = {}
+    if tokenizer is not None:
+        ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    known: dict[str, int | None] = {name: number for name, number in ids.items() if number is not None}
+    if isinstance(spec, specs.Transformer):
+        return known
+    silent = dict.fromkeys(("bos_token_id", "eos_token_id", "forced_eos_token_id"))  # else Marian's own defaults hold
+    return {**silent, "decoder_start_token_id": spec.start, "pad_token_id": spec.start, **known}
+
+
+def _tensors(model: AnyModel) -> dict[str, torch.Tensor]:
+    """A model is its parameters; those that two parts share have one name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -98,22 +112,33 @@ def load_model(
     spec, name = load_spec(folder)
     tensors = weights.load_folder(folder)
     if name != OURS:
-        tensors = _without_tied_copy(tensors, spec)
-        tensors = convert.read(family_named({"model_type": name}).key_map(spec), tensors)
+        family = family_named({"model_type": name})
+        rules = family.key_map(spec)
+        tensors = convert.read(rules, _without_copies(tensors, rules, family.BESIDE))
     model = skeleton(spec)
     _check_shapes(tensors, model, folder)
-    model.load_state_dict(weights.as_dtype(tensors, dtype), assign=True)
+    model.load_state_dict(weights.as_dtype(tensors, dtype), assign=True, strict=False)  # checked above
     return model.to(device).eval(), name
 
 
-def _without_tied_copy(tensors: dict[str, torch.Tensor], spec: Spec) -> dict[str, torch.Tensor]:
-    """Some writers store a tied de-embedding once more under its own name."""
-    tied = isinstance(spec.head, specs.TiedHead)
-    return {name: value for name, value in tensors.items() if not (tied and name == "lm_head.weight")}
+def _without_copies(
+    tensors: dict[str, torch.Tensor], rules: list[Rule], beside: Mapping[str, str | None]
+) -> dict[str, torch.Tensor]:
+    """Some writers store a tied matrix under several names, or under another than the rest. Errors: NextileError."""
+    asked = {name for rule in rules for name in rule.theirs}
+    spare = (beside.keys() & tensors.keys()) - asked
+    kept = {name: value for name, value in tensors.items() if name not in spare}
+    for name, original in ((name, beside[name]) for name in sorted(spare)):
+        if original and not torch.equal(kept.setdefault(original, tensors[name]), tensors[name]):
+            raise NextileError(
+                f"the weights have {name} unlike {original}, to which config.json ties it: the files are of different "
+                "models"
+            )
+    return kept
 
 
 def _check_shapes(tensors: dict[str, torch.Tensor], model: AnyModel, folder: Path) -> None:
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in _tensors(model).items()}
     for name in sorted(wanted.keys() ^ tensors.keys()):
         state = "lacks" if name in wanted else "has, and config.json does not know,"
         raise NextileError(f"the weights in '{folder}' {state} {name}: the files are of different models")

@@ -1,6 +1,11 @@
 """`nextile evaluate`: how well a model predicts a text."""
 
+from typing import Annotated, Any
+
+import typer
+
 from nextile.cli import options
+from nextile.cli.options import number, whole
 from nextile.cli.result import write_json
 
 EXAMPLES = """
@@ -8,21 +13,43 @@ EXAMPLES = """
 Examples:
   nextile evaluate runs/book                  on its own validation text
   nextile evaluate runs/book other.txt --json
+  nextile evaluate runs/pairs test.en test.de --beams 5 --length-penalty 1.4
 """
 
 
-def evaluate(model: options.Name, data: options.Data = None, json: options.Json = False) -> None:
-    """Measure how well a model predicts a text.
+Width = Annotated[int, typer.Option("--beams", metavar="B", parser=whole(1), help="Of a translator; 1 is greedy.")]
+Penalty = Annotated[float, typer.Option(metavar="A", parser=number, help="Of its beams: above 0 for longer texts.")]
+Words = Annotated[
+    str, typer.Option("--bleu-tokens", metavar="NAME", help="How BLEU splits words: 13a, intl, char, or none.")
+]
+
+
+def evaluate(
+    model: options.Name,
+    data: options.Data = None,
+    beams: Width = 5,
+    length_penalty: Penalty = 1.0,
+    bleu_tokens: Words = "13a",
+    json: options.Json = False,
+) -> None:
+    """Measure how well a model predicts a text, or translates.
 
     In nats per token, perplexity and bits per byte, on DATA; without it, on what was held out when MODEL was trained.
+    Of a translator also by BLEU, chrF, and the share of translations that are the reference to the letter.
     """
     from nextile import api
     from nextile.tasks.report import choose
 
     report = choose()
-    measures = api.load(model).evaluate(data, report=report)
+    measures = api.load(model).evaluate(
+        data or None, beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens, report=report
+    )
     if json:
         write_json(measures)
     else:
-        rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in measures.items()]
-        report.table(f"{model} on {data or 'its validation text'}", rows)
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in measures.items()]
+        report.table(f"{model} on {' + '.join(data) if data else 'what was held out'}", rows)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

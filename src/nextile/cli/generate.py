@@ -11,7 +11,7 @@ from nextile.base.errors import UsageError
 from nextile.cli import options
 from nextile.cli.options import number, whole
 from nextile.cli.prompts import arriving, in_batches, read_prompts
-from nextile.cli.result import write, write_json
+from nextile.cli.result import one_a_line, write, write_json
 
 EXAMPLES = """
 \b
@@ -42,8 +42,10 @@ Logprobs = Annotated[
     int | None, typer.Option(metavar="K", parser=whole(0), help="Log-probabilities, also of the K likeliest; in JSON.")
 ]
 Prompts = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line, in one batch.")]
-Device = Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, ... [default: the accelerator if any]")]
-Dtype = Annotated[str | None, typer.Option(metavar="T", help="float32, bfloat16. [default: what the file has]")]
+Width = Annotated[
+    int | None,
+    typer.Option("--beams", metavar="B", parser=whole(1), help="Seek the likeliest texts; nothing is drawn."),
+]
 
 
 def generate(
@@ -56,13 +58,14 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: Penalty = 1.0,
     n: Count = 1,
+    beams: Width = None,
     seed: Seed = None,
     stop: Stop = None,
     logprobs: Logprobs = None,
     prompts: Prompts = None,
     json: options.Json = False,
-    device: Device = None,
-    dtype: Dtype = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
 ) -> None:
     r"""Continue a text with a model's own words.
 
@@ -130,7 +133,7 @@ def _write_pieces(prompt: str, pieces: Iterable[str]) -> None:
 
 def _write_lines(answers: Iterable[Any]) -> None:
     for answer in answers:
-        write(answer.text.replace("\r", "\\r").replace("\n", "\\n") + "\n")
+        write(one_a_line(answer.text) + "\n")
 
 
 def _write_records(answers: Iterable[Any]) -> None:

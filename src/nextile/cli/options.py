@@ -33,15 +33,22 @@ def whole(least: int) -> Callable[[Any], int]:
 
 # --- the same for several verbs ---------------------------------------------------------------------------------------
 
-DATA = "A .txt or .jsonl (also .gz), a folder of these, - for standard input, or python-docs, python-stdlib."
+DATA = (
+    "A .txt or .jsonl (also .gz), a folder of these, - for standard input, or python-docs, python-stdlib; "
+    "for a translator a .tsv, two aligned files, or numbers-en-de."
+)
 SETTING = "Any setting: lr=1e-3, batch=32, tokenizer.kind=bpe, model.stack.depth=6."
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, ours or Hugging Face's, or a hub name.")]
-Data = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA, show_default=False)]
+Data = Annotated[list[str] | None, typer.Argument(metavar="DATA...", help=DATA, show_default=False)]
+Device = Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, ... [default: the accelerator if any]")]
+Dtype = Annotated[str | None, typer.Option(metavar="T", help="float32, bfloat16. [default: what the file has]")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result to standard output as JSON.")]
 
-Task = Annotated[str | None, typer.Option(metavar="NAME", help="lm, a language model. [default: follows from DATA]")]
-Preset = Annotated[str | None, typer.Option(metavar="NAME", help="The model's shape: gpt2, ... [default: qwen3]")]
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="lm or translate. [default: follows from DATA]")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model's shape: gpt2, marian, ... [default: qwen3, or modern]")
+]
 Minutes = Annotated[
     float | None, typer.Option(metavar="M", parser=number, help="Train for so long; size and schedule follow.")
 ]

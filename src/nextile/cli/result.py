@@ -16,6 +16,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def one_a_line(text: str) -> str:
+    r"""The text in one line, its line breaks as \\r and \\n."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
 def write_json(value: Any) -> None:
     """One JSON object in one line; what is no finite number becomes null, since JSON has no other word for it."""
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, default=str) + "\n")

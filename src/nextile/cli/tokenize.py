@@ -64,9 +64,9 @@ def _learn(source: str, kind: str | None, size: int | None) -> "tuple[Tokenizer,
     """Tokens learned from a corpus, and how it divides into them."""
     from nextile.base.config import resolve
     from nextile.data.corpora import open_corpus
-    from nextile.tasks.language import learn_tokenizer
     from nextile.tasks.report import choose
     from nextile.tasks.settings import TokenizerChoice
+    from nextile.tasks.tokens import learn_tokenizer
 
     corpus, report = open_corpus(source), choose()
     choice = resolve(TokenizerChoice, {"kind": kind or "auto", "size": size})

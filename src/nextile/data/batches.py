@@ -27,27 +27,38 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tokens and what follows each: inputs (B, T) and targets (B, T), int64; `weight` is how many targets are asked."""
+    """What a model is given and asked: inputs (B, T) and targets (B, T), int64; `weight`: how many targets are asked.
+
+    beside: what else it is given, (B, ...) each: a translator the target so far, and which pair each token belongs to.
+    """
 
     inputs: Tensor
     targets: Tensor
     weight: int
+    beside: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor) -> Batch:
+    def of(cls, inputs: Tensor, targets: Tensor, beside: tuple[Tensor, ...] = ()) -> Batch:
         """A batch with its weight counted."""
-        return cls(inputs, targets, int((targets != IGNORE).sum()))
+        return cls(inputs, targets, int((targets != IGNORE).sum()), beside)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """The arguments of the model."""
+        return (self.inputs, *self.beside)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(self.inputs.to(device), self.targets.to(device), self.weight)
+        beside = tuple(tensor.to(device) for tensor in self.beside)
+        return Batch(self.inputs.to(device), self.targets.to(device), self.weight, beside)
 
     def split(self, parts: int) -> list[Batch]:
         """The rows in that many equal parts, in order. Errors: UsageError when they do not divide."""
         rows = len(self.inputs)
         if parts < 1 or rows % parts:
             raise UsageError(f"a batch of {rows} rows does not divide into {parts} equal parts: choose a divisor")
-        return [Batch.of(*pair) for pair in zip(self.inputs.chunk(parts), self.targets.chunk(parts), strict=True)]
+        chunks = zip(*(tensor.chunk(parts) for tensor in (self.inputs, self.targets, *self.beside)), strict=True)
+        return [Batch.of(inputs, targets, tuple(beside)) for inputs, targets, *beside in chunks]
 
 
 # --- the order -----------------------------------------------------------------------------------------------------

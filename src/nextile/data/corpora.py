@@ -21,7 +21,7 @@ import os
 import sys
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ Pieces = Callable[[], Iterator[Piece]]
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[io.BufferedIOBase]:
+def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked if its name ends in .gz. Errors: NextileError when it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -91,16 +91,21 @@ def _open(path: Path) -> Iterator[io.BufferedIOBase]:
         raise NextileError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
+def refuse_binary(data: bytes, offset: int, name: str) -> None:
+    """Errors: NextileError when these bytes, found at an offset of a file, are UTF-16 or not text at all."""
+    if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise NextileError(f"{name} is UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if b"\0" in data:
+        at = offset + data.index(b"\0")
+        raise NextileError(f"{name} is binary, not text (a zero byte at offset {at}): give UTF-8 text")
+
+
 def _decode(file: io.BufferedIOBase, name: str) -> Iterator[str]:
     """UTF-8 text piece by piece. Errors: NextileError with the offset of the first byte that is not text."""
     decoder, offset, begun = codecs.getincrementaldecoder("utf-8")(), 0, False
     while True:
         chunk = file.read(CHUNK)
-        if offset == 0 and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise NextileError(f"{name} is UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
-        if b"\0" in chunk:
-            at = offset + chunk.index(b"\0")
-            raise NextileError(f"{name} is binary, not text (a zero byte at offset {at}): give UTF-8 text")
+        refuse_binary(chunk, offset, name)
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
@@ -155,7 +160,7 @@ def _json_kind(value: Any) -> str:
 
 def _file_pieces(path: Path) -> Iterator[Piece]:
     read = _lines if _suffix(path.name) in LINE_SUFFIXES else _whole
-    with _open(path) as file:
+    with open_bytes(path) as file:
         yield from read(file, f"'{path}'")
 
 
@@ -247,15 +252,15 @@ def open_corpus(source: str | Path, *, stdin: IO[bytes] | None = None) -> Corpus
         return _survey(str(path), _from_folder(path) if path.is_dir() else _from_file(path))
     if str(source) in BUILTINS:
         return _survey(str(source), BUILTINS[str(source)](), builtin=True)
-    raise NextileError(_missing(path))
+    raise NextileError(missing(path, BUILTINS, f"give a file, a folder, '-' or one of {', '.join(BUILTINS)}"))
 
 
-def _missing(path: Path) -> str:
+def missing(path: Path, builtins: Iterable[str], remedy: str) -> str:
+    """That a path does not exist: with the nearest name, of a file beside it or built in; else with the remedy."""
     beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, [*beside, *BUILTINS], n=1)
+    near = difflib.get_close_matches(path.name, [*beside, *builtins], n=1)
     name = path.with_name(near[0]) if near and near[0] in beside else "".join(near)
-    hint = f"did you mean '{name}'?" if near else f"give a file, a folder, '-' or one of {', '.join(BUILTINS)}"
-    return f"'{path}' does not exist: {hint}"
+    return f"'{path}' does not exist: " + (f"did you mean '{name}'?" if near else remedy)
 
 
 def _survey(name: str, pieces: Pieces, builtin: bool = False) -> Corpus:
@@ -327,8 +332,7 @@ def split(corpus: Corpus, fraction: float = 0.1, seed: int = 0) -> tuple[Documen
     the last fraction of the text is: everything from character int(characters * (1 - fraction)).
     Errors: NextileError when one side would be empty, UsageError for a fraction that is none.
     """
-    if not 0 < fraction < 1:
-        raise UsageError(f"validation fraction {fraction} is not between 0 and 1: 0.1 holds out a tenth")
+    refuse_fraction(fraction)
     characters = corpus.index["characters"]
     held = _choose(corpus.index, fraction, seed)
     kept = np.where(held, 0, characters) if held.any() else _cut(characters, fraction)  # by training, of each document
@@ -341,6 +345,12 @@ def split(corpus: Corpus, fraction: float = 0.1, seed: int = 0) -> tuple[Documen
     left = corpus.bytes - size, int(characters.sum()) - length
     train = Documents(functools.partial(_heads, corpus, kept), count, size, length)
     return train, Documents(functools.partial(_tails, corpus, kept), int((kept < characters).sum()), *left)
+
+
+def refuse_fraction(fraction: float) -> None:
+    """Errors: UsageError for a fraction that would leave one side of a split empty."""
+    if not 0 < fraction < 1:
+        raise UsageError(f"validation fraction {fraction} is not between 0 and 1: 0.1 holds out a tenth")
 
 
 def _choose(index: np.ndarray, fraction: float, seed: int) -> np.ndarray:

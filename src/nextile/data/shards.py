@@ -64,6 +64,23 @@ class TokenStore:
             raise ValueError(f"a token store is read without steps, not with {step}")
         return np.concatenate([np.empty(0, np.int64), *self._pieces(start, stop)], dtype=np.int64)
 
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at these places, int64 of the same shape."""
+        found = np.empty(places.shape, np.int64)
+        numbers = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(numbers):
+            there = numbers == number
+            found[there] = self._shards[number][places[there] - self._starts[number]]
+        return found
+
+    def ends(self) -> np.ndarray:
+        """Where each document ends: the places of the end tokens, (documents,) int64."""
+        found = (
+            np.flatnonzero(shard == self.end_id) + start
+            for shard, start in zip(self._shards, self._starts, strict=False)
+        )
+        return np.concatenate([np.empty(0, np.int64), *found])
+
     def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The parts of start..stop in each shard that has some."""
         number = int(np.searchsorted(self._starts, start, side="right")) - 1

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from nextile.base.errors import UsageError
-from nextile.generation.decode import Emitted, Reason, decode
+from nextile.generation.beam import Beams, Hypothesis, beam_search
+from nextile.generation.decode import EagerReader, Emitted, Reason, check_ids, decode, evaluating
 from nextile.generation.sample import Sampling
 from nextile.text.tokenizer import DecodeStream, Tokenizer
 
@@ -31,6 +32,7 @@ class Completion:
     finish_reason: Reason  # "end": the end token; "stop": a stop string; "length": max_tokens
     logprobs: list[dict[str, Any]] | None = None  # when asked: of each token, in nats, with the most probable others
     note: str | None = None  # what the user should be told: that the prompt was cut
+    score: float | None = None  # of beams: what they were ranked by
 
 
 # --- text from tokens ---------------------------------------------------------------------------------------------
@@ -209,3 +211,55 @@ def stream(
             return
     if rest := text.flush():
         yield rest
+
+
+# --- by beams -----------------------------------------------------------------------------------------------------
+
+
+def complete_by_beams(
+    pretrained: Pretrained,
+    prompts: Sequence[str],
+    beams: Beams,
+    *,
+    max_tokens: int = 200,
+    n: int = 1,
+    end_ids: Collection[int] | None = None,
+    batch: int = 16,
+) -> list[list[Completion]]:
+    """The n most probable completions of each prompt that beams find, best first.
+
+    Beams do not outgrow the context: a prompt that leaves too little room is cut, to half of the context at most, and
+    a completion ends with the context at the latest. end_ids, batch: as in `complete`.
+    Errors: UsageError for counts out of bounds; NextileError when the model predicts NaN.
+    """
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
+    ends = {pretrained.tokenizer.end_id} if end_ids is None else end_ids
+    found: list[list[Completion]] = []
+    for start in range(0, len(prompts), batch):
+        found += _beamed(pretrained, prompts[start : start + batch], beams, max_tokens, n=n, end_ids=ends)
+    return found
+
+
+def _beamed(
+    pretrained: Pretrained, prompts: Sequence[str], beams: Beams, max_tokens: int, **settings: Any
+) -> list[list[Completion]]:
+    model, tokenizer = pretrained.model, pretrained.tokenizer
+    whole = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    check_ids(whole, model.spec.embed.vocab)
+    room = model.spec.context + 1  # the last token is written without being read
+    read = max(room - max_tokens, room // 2)
+    windows = [tokens[-read:] for tokens in whole]
+    limits = [min(max_tokens, room - len(window)) for window in windows]
+    reader = EagerReader(model, max(len(window) + limit for window, limit in zip(windows, limits, strict=True)) - 1)
+    with evaluating(model):
+        found = beam_search(reader, windows, beams, limits=limits, **settings)
+
+    def completion(prompt: str, tokens: int, text: Hypothesis) -> Completion:
+        note, score = _cut_note(tokens, read), text.score
+        return Completion(prompt, tokenizer.decode(text.tokens), text.tokens, text.finished, note=note, score=score)
+
+    return [
+        [completion(prompt, len(tokens), text) for text in texts]
+        for prompt, tokens, texts in zip(prompts, whole, found, strict=True)
+    ]

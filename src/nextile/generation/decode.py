@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from nextile.base.device import has_compiler
 from nextile.base.errors import NextileError, UsageError
 from nextile.generation.sample import Sampling, next_token, random_stream
-from nextile.nn.cache import Cache
+from nextile.models.encoder_decoder import EncoderDecoder
+from nextile.nn.cache import Cache, Memory
 from nextile.training.graph import one_graph
 
 Reason = Literal["end", "stop", "length"]
@@ -43,7 +44,7 @@ class LanguageModel(Protocol):
     head: Any  # (B, T, D) -> (B, T, V)
     training: bool
 
-    def features(self, ids: Tensor, *, cache: Cache) -> Tensor:
+    def features(self, ids: Tensor, /, *, cache: Cache) -> Tensor:
         """(B, T) -> (B, T, D)."""
         ...
 
@@ -61,7 +62,7 @@ class LanguageModel(Protocol):
 
 
 class Reader(Protocol):
-    """A model in the midst of B rows. An encoder-decoder's reader holds a memory as well; the decoding is the same."""
+    """A model in the midst of B rows. That of an encoder-decoder holds a memory as well; the decoding is the same."""
 
     def start(self, rows: list[list[int]]) -> Tensor:
         """Forget what was read, read these tokens -> what follows each row's last, logits (B, V) fp32."""
@@ -71,12 +72,12 @@ class Reader(Protocol):
         """Read one more token of each row -> logits (B, V) fp32."""
         ...
 
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+    def select(self, rows: list[int], each: int = 1) -> None:
+        """Go on with these rows only. For beams a row may come several times, `each` rows on end share a source."""
         ...
 
 
-# --- readers of language models -----------------------------------------------------------------------------------
+# --- readers ------------------------------------------------------------------------------------------------------
 
 
 def following(model: LanguageModel, ids: Tensor, cache: Cache, counts: Tensor | int) -> Tensor:
@@ -93,8 +94,19 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
 
 
+def check_ids(rows: Sequence[Sequence[int]], vocab: int, what: str = "prompt") -> None:
+    """Errors: NextileError for a row without tokens, which predicts nothing, and for ids outside the vocabulary."""
+    for number, row in enumerate(rows):
+        if not row:
+            raise NextileError(f"{what} {number} has no tokens: give it the end token at least")
+        if not 0 <= min(row) <= max(row) < vocab:
+            raise NextileError(f"{what} {number} has an id outside 0..{vocab - 1}: its tokenizer is of another model")
+
+
 class EagerReader:
     """Reads with a cache that looks at no more than there is; rows that are done leave it."""
+
+    memory: Memory | None = None
 
     def __init__(self, model: LanguageModel, capacity: int):
         self.model, self.capacity = model, capacity
@@ -103,13 +115,27 @@ class EagerReader:
     def start(self, rows: list[list[int]]) -> Tensor:
         ids, counts = padded(rows)
         self.cache = self.model.new_cache(len(rows), self.capacity)
+        self.cache.memory = self.memory
         return following(self.model, ids.to(self.device), self.cache, counts.to(self.device))
 
     def read(self, tokens: list[int]) -> Tensor:
         return following(self.model, torch.tensor(tokens, device=self.device)[:, None], self.cache, 1)
 
-    def select(self, rows: list[int]) -> None:
-        self.cache.select(torch.tensor(rows, device=self.device))
+    def select(self, rows: list[int], each: int = 1) -> None:
+        self.cache.select(torch.tensor(rows, device=self.device), each)
+
+
+class SourceReader(EagerReader):
+    """Reads targets, each beside its source, which was encoded once."""
+
+    def __init__(self, model: EncoderDecoder, sources: list[list[int]], capacity: int):
+        """Errors: NextileError for a source without tokens and for ids that the model does not know."""
+        super().__init__(model, capacity)
+        check_ids(sources, model.spec.source.vocab, "source")
+        ids, counts = padded(sources)  # (B, M), (B,)
+        real = torch.arange(ids.shape[1]) < counts[:, None]  # (B, M)
+        with torch.no_grad():
+            self.memory = model.encode(ids.to(self.device), real.to(self.device))
 
 
 class CompiledReader:
@@ -136,7 +162,9 @@ class CompiledReader:
         self.cache.lengths[self.rows] += 1
         return logits[self.rows]
 
-    def select(self, rows: list[int]) -> None:
+    def select(self, rows: list[int], each: int = 1) -> None:
+        if each > 1:
+            raise ValueError("the rows of a compiled reader stay where they are: give beams an EagerReader")
         self.rows = self.rows[torch.tensor(rows, device=self.device)]
 
 
@@ -226,7 +254,7 @@ def decode(
     """
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
-    _check(prompts, model.spec.embed.vocab)
+    check_ids(prompts, model.spec.embed.vocab)
     if not prompts:
         return
     context = model.spec.context
@@ -238,12 +266,12 @@ def decode(
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
     random = [random_stream(seed, number) for number in streams or range(len(rows))]
     ending = partial(_reason, max_tokens=max_tokens, end_ids=frozenset(end_ids), stop=stop)
-    with _evaluating(model):
+    with evaluating(model):
         yield from _rounds(reader, rows, sampling, random, ending, alternatives)
 
 
 @contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
+def evaluating(model: LanguageModel) -> Iterator[None]:
     """Without dropout; a model in training goes on training afterwards."""
     training = model.training
     model.train(False)
@@ -264,16 +292,16 @@ def _rounds(
     """Choose a token for each row, tell, let the rows go that are done, read on."""
     logits = reader.start([row.window for row in rows])
     while True:
-        log_mass = _log_mass(logits)
+        logprobs = log_probabilities(logits)
         chosen = next_token(logits, sampling, [random[row.number] for row in rows], _seen(rows, logits, sampling))
-        tokens, logprobs = chosen.tolist(), (logits.gather(-1, chosen[:, None]) - log_mass)[:, 0].tolist()
-        best = _most_probable(logits - log_mass, alternatives)
+        tokens, own = chosen.tolist(), logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+        best = _most_probable(logprobs, alternatives)
         going = []
         for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             row.add(token)
             reason = ending(row, token)
             going += [i] if reason is None else []
-            yield Emitted(row.number, token, logprobs[i], best[i], reason)
+            yield Emitted(row.number, token, own[i], best[i], reason)
         if not going:
             return
         if len(going) < len(rows):
@@ -304,12 +332,12 @@ def _seen(rows: list[_Row], logits: Tensor, sampling: Sampling) -> Tensor | None
     return seen
 
 
-def _log_mass(logits: Tensor) -> Tensor:
-    """The log of the summed exponentials of each row, (B, 1). Errors: NextileError when it is no number."""
-    log_mass = logits.logsumexp(-1, keepdim=True)
-    if not bool(log_mass.isfinite().all()):
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Logits (B, V) as log-probabilities. Errors: NextileError when they are no numbers."""
+    logprobs = logits.log_softmax(-1)
+    if not bool(logprobs.amax(-1).isfinite().all()):
         raise NextileError("the model predicts NaN or infinity: its weights are broken, take an earlier state of it")
-    return log_mass
+    return logprobs
 
 
 def _most_probable(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
@@ -318,11 +346,3 @@ def _most_probable(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float]
         return [()] * len(logprobs)
     top = logprobs.topk(min(count, logprobs.shape[-1]))
     return [tuple(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-
-
-def _check(prompts: Sequence[Sequence[int]], vocab: int) -> None:
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise NextileError(f"prompt {number} has no tokens: begin with the end token, after which documents begin")
-        if not 0 <= min(prompt) <= max(prompt) < vocab:
-            raise NextileError(f"prompt {number} has an id outside 0..{vocab - 1}: its tokenizer is of another model")

@@ -2,6 +2,7 @@
 
 Conventions: a multiply-add is 2 FLOPs; training costs three forward passes (one forward, two backward); causal
 attention is counted at half of its square, since a kernel may skip the other half (PaLM's convention counts it all).
+An encoder-decoder is counted per token of the target, beside a source of the same length.
 """
 
 from dataclasses import dataclass
@@ -54,9 +55,25 @@ def feed_forward_parameters(spec: specs.MLP | specs.GatedMLP, width: int) -> int
     return (ups + 1) * width * spec.hidden + (ups * spec.hidden + width if spec.bias else 0)
 
 
+def stacks_of(spec: specs.Transformer | specs.EncoderDecoder) -> list[specs.Stack]:
+    """All of a model's, the one that predicts last."""
+    return [spec.stack] if isinstance(spec, specs.Transformer) else [spec.encoder, spec.decoder]
+
+
+def embeddings_of(spec: specs.Transformer | specs.EncoderDecoder) -> list[specs.TokenEmbedding]:
+    """All of a model's, that of what is predicted last."""
+    embeds = [spec.embed] if isinstance(spec, specs.Transformer) else [spec.source, spec.target]
+    return [embed for embed in embeds if embed]
+
+
+def attentions_of(stack: specs.Stack) -> list[specs.Attention]:
+    """Those of a block: to itself, and to a memory where there is one."""
+    return [part for part in (stack.attention, stack.cross) if part]
+
+
 def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
     """Attention, feed-forward and norm."""
-    width, parts = stack.width, [part for part in (stack.attention, stack.cross) if part]
+    width, parts = stack.width, attentions_of(stack)
     attention = sum(attention_parameters(part, width) for part in parts) * stack.depth
     if isinstance(stack.position, specs.RelativeBias):
         attention += stack.position.buckets * stack.attention.heads
@@ -80,11 +97,7 @@ def head_parameters(head: specs.TiedHead | specs.LinearHead, vocab: int, width: 
 
 def parameters(spec: specs.Transformer | specs.EncoderDecoder) -> Parameters:
     """Counted from the spec. Errors: AssertionError if the built model disagrees."""
-    stacks = [spec.stack] if isinstance(spec, specs.Transformer) else [spec.encoder, spec.decoder]
-    if isinstance(spec, specs.Transformer):
-        embeds = [spec.embed]
-    else:
-        embeds = [embed for embed in (spec.source, spec.target) if embed]
+    stacks, embeds = stacks_of(spec), embeddings_of(spec)
     width, vocab = stacks[-1].width, embeds[-1].vocab
     attention, feed_forward, norm = (sum(part) for part in zip(*map(stack_parameters, stacks), strict=True))
     counted = Parameters(
@@ -99,23 +112,39 @@ def parameters(spec: specs.Transformer | specs.EncoderDecoder) -> Parameters:
     return counted
 
 
-def forward_flops(spec: specs.Transformer, length: int) -> float:
+def score_flops(stack: specs.Stack, length: int) -> float:
+    """FLOPs per token of Q Kᵀ and of the weighted average of V, in a row, and beside a memory, of `length` tokens."""
+    seen = [length / 2 if stack.causal else length, length]  # of its own row, of the memory
+    pairs = sum(
+        part.heads * part.head_width(stack.width) * keys for part, keys in zip(attentions_of(stack), seen, strict=False)
+    )
+    return stack.depth * 2 * 2 * pairs
+
+
+def forward_flops(spec: specs.Transformer | specs.EncoderDecoder, length: int) -> float:
     """FLOPs per token of one forward pass over `length` tokens."""
-    stack, count = spec.stack, parameters(spec)
-    inner = stack.attention.heads * stack.attention.head_width(stack.width)
-    seen = length / 2 if stack.causal else length
-    scores = stack.depth * 2 * (2 * inner * seen)  # Q Kᵀ and the weighted average of V
-    head = 2 * stack.width * spec.embed.vocab
-    return 2 * count.matrices + scores + head
+    scores = sum(score_flops(stack, length) for stack in stacks_of(spec))
+    head = 2 * stacks_of(spec)[-1].width * embeddings_of(spec)[-1].vocab
+    return 2 * parameters(spec).matrices + scores + head
 
 
-def training_flops(spec: specs.Transformer, length: int) -> float:
+def training_flops(spec: specs.Transformer | specs.EncoderDecoder, length: int) -> float:
     """FLOPs per token of one training step."""
     return 3 * forward_flops(spec, length)
 
 
+def kept_memory(stack: specs.Stack, length: int, number: int) -> int:
+    """Bytes per token that a stack keeps for its backward pass; a number of the matrix products has `number` bytes."""
+    parts = attentions_of(stack)
+    gates = 3 if isinstance(stack.feed_forward, specs.GatedMLP) else 2
+    inner = sum(part.heads * part.head_width(stack.width) for part in parts)
+    kept = number * (4 * inner + gates * stack.feed_forward.hidden) + 4 * 2 * stack.width * (len(parts) + 1)
+    kept += 2 * number * length * sum(part.heads for part in parts)  # scores and weights, where attention is explicit
+    return stack.depth * kept
+
+
 def training_memory(
-    spec: specs.Transformer, *, rows: int, length: int, precision: str = "fp32", states: int = 2
+    spec: specs.Transformer | specs.EncoderDecoder, *, rows: int, length: int, precision: str = "fp32", states: int = 2
 ) -> int:
     """Bytes that a training step needs at its peak, estimated.
 
@@ -123,20 +152,15 @@ def training_memory(
     block keeps for its backward pass; the logits three times (themselves, their softmax, their gradient). `rows` are
     those of one micro-batch.
     """
-    stack, number = spec.stack, BYTES[precision]
-    tokens, heads = rows * length, stack.attention.heads
     fixed = parameters(spec).total * 4 * (3 + states)
-    gates = 3 if isinstance(stack.feed_forward, specs.GatedMLP) else 2
-    inner = heads * stack.attention.head_width(stack.width)
-    kept = number * (4 * inner + gates * stack.feed_forward.hidden) + 4 * 4 * stack.width  # per token and block
-    kept += 2 * number * heads * length  # scores and weights, where attention is explicit
-    return fixed + tokens * stack.depth * kept + 3 * 4 * tokens * spec.embed.vocab
+    kept = sum(kept_memory(stack, length, BYTES[precision]) for stack in stacks_of(spec))
+    return fixed + rows * length * (kept + 3 * 4 * embeddings_of(spec)[-1].vocab)
 
 
 def cache_memory(
     spec: specs.Transformer | specs.EncoderDecoder, *, rows: int, length: int, precision: str = "fp32"
 ) -> int:
     """Bytes of the keys and values of `rows` texts of `length` tokens in the stack that predicts."""
-    stack = spec.stack if isinstance(spec, specs.Transformer) else spec.decoder
+    stack = stacks_of(spec)[-1]
     kept = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)
     return 2 * stack.depth * rows * length * kept * BYTES[precision]

@@ -29,7 +29,6 @@ class EncoderDecoder(nn.Module):
         self,
         source: Tensor,
         target: Tensor,
-        *,
         source_segments: Tensor | None = None,
         target_segments: Tensor | None = None,
     ) -> Tensor:

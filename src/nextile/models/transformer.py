@@ -26,7 +26,7 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """ids (B, T) -> logits (B, T, V).
 
-        segments (B, T): which sequence of its row a token belongs to, 0 at padding; or True at tokens, False at padding.
+        segments (B, T): which sequence of its row a token belongs to, 0 at padding; or a mask, True at tokens.
         """
         return self.head(self.features(ids, segments=segments, cache=cache))
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nextile.nn import specs
 from nextile.nn.cache import KeyValues, Slot
+from nextile.nn.dropout import dropout
 from nextile.nn.linear import Linear
 from nextile.nn.norm import make_norm
 from nextile.nn.position import Rotate
@@ -28,7 +29,7 @@ class Place:
 
 
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The textbook's way: q (B, H, T, E), k, v (B, K, S, E) -> result (B, H, T, E), scores, weights (B, H, T, S)."""
     batch, heads, time, _ = q.shape
@@ -41,13 +42,13 @@ def explicit_attention(
         ahead = scores.shape[-1] - time  # the last query sees everything
         seen = torch.ones(time, scores.shape[-1], dtype=torch.bool, device=q.device).tril(ahead)
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(-1), dropout).to(v.dtype)
+    weights = dropout(scores.softmax(-1), share).to(v.dtype)
     result = weights.reshape(batch, k.shape[1], -1, k.shape[2]) @ v  # (B, K, G*T, E)
     return result.reshape(q.shape), scores, weights
 
 
 def fast_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0
 ) -> Tensor:
     """The same result without keeping scores or weights.
 
@@ -56,21 +57,21 @@ def fast_attention(
     """
     if torch.compiler.is_compiling() and q.device.type == "cpu":
         if causal and q.shape[2] % 2 == 0 and q.shape[2] >= 64:
-            return _in_halves(q, k, v, scale=scale, dropout=dropout)
-        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, dropout=dropout)[0]
+            return _in_halves(q, k, v, scale=scale, share=share)
+        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share)[0]
     bias = None if bias is None else bias.to(q.dtype)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=bias, dropout_p=share, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
-def _in_halves(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
+def _in_halves(q: Tensor, k: Tensor, v: Tensor, *, scale: float, share: float) -> Tensor:
     """Causal attention in which the first half of the queries never meets the keys that it cannot see."""
     half = q.shape[2] // 2
     early = explicit_attention(
-        q[:, :, :half], k[:, :, :half], v[:, :, :half], bias=None, causal=True, scale=scale, dropout=dropout
+        q[:, :, :half], k[:, :, :half], v[:, :, :half], bias=None, causal=True, scale=scale, share=share
     )[0]
-    late = explicit_attention(q[:, :, half:], k, v, bias=None, causal=True, scale=scale, dropout=dropout)[0]
+    late = explicit_attention(q[:, :, half:], k, v, bias=None, causal=True, scale=scale, share=share)[0]
     return torch.cat((early, late), dim=2)
 
 
@@ -102,7 +103,7 @@ class MultiHeadAttention(nn.Module):
     def weigh(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False) -> Tensor:
         """Attend, join the heads, mix them by the output matrix: (B, T, D)."""
         k, v = k.to(q.dtype), v.to(q.dtype)
-        rule = {"bias": bias, "causal": causal, "scale": self.scale, "dropout": self.dropout if self.training else 0.0}
+        rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": self.dropout if self.training else 0.0}
         if any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
             z, scores, weights = explicit_attention(q, k, v, **rule)
             named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": z}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nextile.nn import specs
 from nextile.nn.attention import CrossAttention, Place, SelfAttention
 from nextile.nn.cache import KeyValues
+from nextile.nn.dropout import Dropout
 from nextile.nn.feedforward import make_feed_forward
 from nextile.nn.norm import make_norm
 from nextile.nn.tap import tap
@@ -18,7 +19,7 @@ class ResidualBefore(nn.Module):
 
     def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float):
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, nn.Dropout(dropout)
+        self.inner, self.norm, self.dropout = inner, norm, Dropout(dropout)
 
     def forward(self, x: Tensor, *context) -> Tensor:
         return x + self.dropout(self.inner(self.norm(x), *context))

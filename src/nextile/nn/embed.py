@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
 from nextile.nn import specs
+from nextile.nn.dropout import Dropout
 from nextile.nn.norm import make_norm
 from nextile.nn.position import sinusoid
 from nextile.nn.tap import tap
@@ -50,7 +51,7 @@ class TokenEmbedding(nn.Module):
         self.position = POSITIONS[type(spec.position)](spec.position, width) if spec.position else None
         self.length = spec.position.length if spec.position else None
         self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """ids (B, T), positions (T,) or (B, T) -> (B, T, D)."""

@@ -7,30 +7,34 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import numpy as np
+from types import ModuleType
 
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Spec
 from nextile.data.batches import Batch, TrainingWindows, validation_batches
-from nextile.data.corpora import Documents, open_corpus, split
-from nextile.data.shards import TokenStore, open_store, write_store
+from nextile.data.corpora import Corpus, Documents, open_corpus, split
+from nextile.data.shards import TokenStore, open_store
 from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
 from nextile.models.families import gpt2, qwen3
 from nextile.tasks.report import Report
-from nextile.tasks.settings import RunSettings, TokenizerChoice
-from nextile.text.build import train_tokenizer
+from nextile.tasks.settings import RunSettings, Validation
+from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import bits_per_byte, perplexity
-from nextile.training.objectives import Objective, next_token
+from nextile.training.objectives import Objective, next_token, smooth_and_consistent
 
-SMALL = 300_000  # bytes; below, characters: a corpus this short shows too few examples of each larger piece
 LONGEST_WINDOW = 4096  # tokens of an evaluation's window, however long the model's context
 PRESETS = {"qwen3": qwen3, "gpt2": gpt2}
+STACK_SIZES = {
+    "width": ("stack.width",),
+    "depth": ("stack.depth",),
+    "heads": ("stack.attention.heads",),
+    "hidden": ("stack.feed_forward.hidden",),
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,21 @@ class TextData:
         """How many are held out."""
         return len(self.held_out)
 
-    @property
-    def longest(self) -> int:
-        """The longest context that the training text can fill."""
-        return len(self.train) - 1
+    def context(self, usual: int) -> int:
+        """The usual one, if the training text can fill it."""
+        return min(usual, len(self.train) - 1)
+
+    def check(self, context: int) -> None:
+        """Errors: NextileError when there is too little text to train or to validate on."""
+        if len(self.train) <= context:
+            raise NextileError(
+                f"the training text has {len(self.train)} tokens, too few for a context of {context}: "
+                f"set context={max(1, len(self.train) - 1)} or give more text"
+            )
+        if len(self.held_out) < 2:
+            raise NextileError(
+                f"the validation text has {len(self.held_out)} token: give more text or a larger validation.fraction"
+            )
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
         """Windows of the training text, without replacement, in an order of its own each epoch."""
@@ -104,54 +119,65 @@ class LanguageModelling:
     """`--task lm`."""
 
     name = "lm"
+    preset = "qwen3"
+    dropout = 0.1
+    label_smoothing = 0.0
+    sizes = STACK_SIZES
+
+    def suits(self, sources: Sequence[str]) -> bool:
+        """Any text."""
+        return True
 
     def prepare(
-        self, source: str, settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
     ) -> TextData:
         """Read, split, tokenize and store a corpus. Errors: NextileError for a corpus that cannot be learned from."""
+        source = only_one(sources)
         corpus = open_corpus(source)
         if corpus.builtin and Path(source).name == source:
             report.say(f"{source} is built in: {corpus.bytes:,} bytes of text from this Python")
-        train, held_out = split(corpus, settings.validation.fraction, settings.seed)
+        train, held_out = _parts(corpus, settings.validation, settings.seed)
         tokenizer = tokenizer or learn_tokenizer(train, settings.tokenizer, report)
         stores = [
-            _store(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
+            store_tokens(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
             for name, documents in (("train", train), ("validation", held_out))
         ]
         return TextData(tokenizer, *stores)
 
     def open(self, folder: Path, tokenizer: Tokenizer) -> TextData:
         """What `prepare` stored."""
-        stores = [open_store(folder / name) for name in ("train", "validation")]
-        for store in stores:
-            if store.meta.get("tokenizer") != tokenizer.fingerprint():
-                raise NextileError(f"'{store.folder}' was written with another tokenizer: train anew from the text")
-        return TextData(tokenizer, *stores)
+        return TextData(tokenizer, *(stored_tokens(folder / name, tokenizer) for name in ("train", "validation")))
 
     def spec(
-        self, preset: str | None, size: Mapping[str, int], asked: Mapping[str, int], *, vocab: int, context: int,
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
         dropout: float,
     ) -> Spec:  # fmt: skip
         """Qwen3's shape in this size, or GPT-2's; a preset such as "gpt2-medium" brings its own. What is asked wins."""
-        family, own = _preset(preset or "qwen3")
-        size = {**(own or size), **asked}
-        heads = size.get("heads") or default_heads(size["width"])
-        if size["width"] % heads and "head_dim" not in size:
-            raise UsageError(f"width {size['width']} is not a multiple of {heads} heads: change one of them")
-        return family.spec(vocab=vocab, context=context, dropout=dropout, **{**size, "heads": heads})
+        family, own = preset_of(preset, PRESETS)
+        sized = with_heads({**(own or size), **asked})
+        return family.spec(vocab=tokenizer.vocab_size, context=context, dropout=dropout, **sized)
 
-    def objective(self, label_smoothing: float = 0.0) -> Objective:
+    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
         """The next token."""
-        return partial(next_token, label_smoothing=label_smoothing)
+        return smooth_and_consistent(label_smoothing, r_drop)
+
+    def trial(self, folder: Path) -> str:
+        """The command that shows what the model does."""
+        return f'nextile generate {folder} "..."'
 
 
-def learn_tokenizer(documents: Documents, choice: TokenizerChoice, report: Report) -> Tokenizer:
-    """The tokenizer that was chosen, or what suits the amount of text, learned from it."""
-    kind = choice.kind
-    if kind == "auto":
-        kind = "char" if documents.bytes < SMALL else "bpe"
-    with report.bar(f"learning the tokens ({kind})", documents.bytes, "B") as bar:
-        return train_tokenizer(kind, choice.size or bpe_size(documents.bytes), _watched(documents, bar.advance))
+def only_one(sources: Sequence[str]) -> str:
+    """The source of a text. Errors: UsageError when there are several."""
+    if len(sources) != 1:
+        raise UsageError(f"a language model reads one source, not {len(sources)}: put the files in one folder")
+    return sources[0]
+
+
+def _parts(corpus: Corpus, validation: Validation, seed: int) -> tuple[Documents, Documents]:
+    """What to train on and what to validate on: a text of its own, or what is held out."""
+    if validation.data:
+        return corpus.documents, open_corpus(only_one(validation.data)).documents
+    return split(corpus, validation.fraction, seed)
 
 
 def default_heads(width: int) -> int:
@@ -160,45 +186,34 @@ def default_heads(width: int) -> int:
     return next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0 or heads == 1)
 
 
-def bpe_size(size: int) -> int:
-    """How many tokens a text of `size` bytes gives enough examples of: 1,024 at half a megabyte, 32,768 at 500 MB."""
-    power = 10 + max(0, round(np.log2(max(size, 1) / 500_000) / 2))
-    return 2 ** min(15, int(power))
+def with_heads(size: Mapping[str, int]) -> dict[str, int]:
+    """The size with as many heads as suit its width. Errors: UsageError when those asked for do not."""
+    heads = size.get("heads") or default_heads(size["width"])
+    if size["width"] % heads and "head_dim" not in size:
+        raise UsageError(f"width {size['width']} is not a multiple of {heads} heads: change one of them")
+    return {**size, "heads": heads}
 
 
-def _preset(name: str):
-    """The family and the size of a preset; without a size where the name is the family's."""
-    sizes = {size: (family, dict(values)) for family in PRESETS.values() for size, values in family.SIZES.items()}
-    known = {name: (family, {}) for name, family in PRESETS.items()} | {
-        size: found for size, found in sizes.items() if size not in PRESETS
+def preset_of(name: str, presets: Mapping[str, ModuleType]) -> tuple[ModuleType, dict[str, int]]:
+    """The family and the size of a preset; without a size where the name is the family's. Errors: UsageError."""
+    sizes = {size: (family, dict(values)) for family in presets.values() for size, values in family.SIZES.items()}
+    known = {name: (family, {}) for name, family in presets.items()} | {
+        size: found for size, found in sizes.items() if size not in presets
     }
     if name not in known:
         raise UsageError(f"unknown preset '{name}': it is one of {', '.join(known)}")
     return known[name]
 
 
-def _watched(texts: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for text in texts:
-        yield text
-        advance(len(text.encode()))
-
-
-def _store(documents: Documents, tokenizer: Tokenizer, folder: Path, title: str, report: Report) -> TokenStore:
-    meta = {"text_bytes": documents.bytes, "tokenizer": tokenizer.fingerprint()}
-    with report.bar(title, documents.bytes, "B") as bar:
-        arrays = tokenizer.encode_documents(documents, progress=bar.update)
-        return write_store(folder, arrays, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, meta=meta)
-
-
-def evaluate_text(pretrained: Pretrained, source: str | Path | None, report: Report) -> dict[str, float]:
-    """How well a model predicts a text, in windows end to end; None: the validation text of the run it comes from.
+def evaluate_text(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
+    """How well a model predicts a text, in windows end to end; none: the validation text of the run it comes from.
 
     Errors: NextileError when the text is none or the folder has no validation text.
     """
-    if source is not None:
+    if sources:
         with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
-            documents = open_corpus(str(source)).documents
-            store = _store(documents, pretrained.tokenizer, Path(folder) / "text", "tokenizing", report)
+            documents = open_corpus(only_one(sources)).documents
+            store = store_tokens(documents, pretrained.tokenizer, Path(folder) / "text", "tokenizing", report)
             return _evaluate(pretrained, store, report)
     own = (pretrained.folder or Path()) / "data" / "validation"
     if not own.exists():
@@ -211,12 +226,13 @@ def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report) -> dict
     device = next(pretrained.model.parameters()).device
     precision = choose_precision("auto", device)
     with report.bar("evaluating", len(store) - 1, "tokens") as bar:
-        batches = _counted(validation_batches(store, context=context, batch=max(1, 4096 // context)), bar.advance)
+        batches = counted(validation_batches(store, context=context, batch=max(1, 4096 // context)), bar.advance)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=precision)
     return text_measures(nats, asked, store.text_bytes)
 
 
-def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+def counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches, while somebody is told how many targets went by."""
     for batch in batches:
         yield batch
         advance(batch.weight)

@@ -7,6 +7,7 @@ each width on this machine (docs/benchmarks.md, "which size for how many minutes
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from nextile.base.config import Settings, resolve
 from nextile.base.device import choose_device, choose_precision, has_compiler, memory_available
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.store import Spec
-from nextile.data.batches import Batch
 from nextile.models import count
 from nextile.models.build import build
 from nextile.nn import specs
@@ -56,7 +56,6 @@ LADDER = (
 TOKENS_PER_PARAMETER = 1.5  # below this many seen for each parameter of the blocks, a smaller model learns more
 PARAMETERS_PER_TOKEN = 8.0  # above this many for each token of the corpus, a larger model only remembers it
 SCARCE = 2.0  # from this many on, dropout: the text will be read often
-DROPOUT = 0.1
 
 
 class Plan(Settings):
@@ -64,7 +63,7 @@ class Plan(Settings):
 
     task: str
     source: str
-    preset: str | None
+    preset: str
     model: specs.Model
     batch: int
     context: int
@@ -95,18 +94,16 @@ class Plan(Settings):
 
     def memory(self) -> int:
         """Bytes at the peak of training."""
-        assert isinstance(self.model, specs.Transformer)
         rows = self.batch // self.accumulate
         return count.training_memory(self.model, rows=rows, length=self.context, precision=self.precision)
 
     def rows(self) -> list[tuple[str, str]]:
         """What the user is told of it."""
-        assert isinstance(self.model, specs.Transformer)
-        stack, parameters = self.model.stack, count.parameters(self.model)
+        parameters = count.parameters(self.model)
         flops = count.training_flops(self.model, self.context) * self.tokens_per_step
         step = "" if self.seconds_per_step is None else f", about {self._seconds():.3g} s on this {self.device}"
         return [
-            ("model", f"{self.preset or 'qwen3'}: {stack.depth} layers of width {stack.width}, {_heads(stack)}"),
+            ("model", f"{self.preset}: {_shape(count.stacks_of(self.model))}"),
             ("parameters", f"{parameters.total:,} ({parameters.embedding + parameters.head:,} in the embedding)"),
             ("step", f"{self.batch} rows of {self.context} tokens, {flops:.2g} FLOPs{step}"),
             ("run", self._length()),
@@ -126,7 +123,6 @@ class Plan(Settings):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        assert isinstance(self.model, specs.Transformer)
         figures = {
             "parameters": count.parameters(self.model).total,
             "memory_bytes": self.memory(),
@@ -135,20 +131,23 @@ class Plan(Settings):
         return self.model_dump() | figures
 
 
-def _heads(stack: specs.Stack) -> str:
-    heads = stack.attention.heads
-    return f"{heads} head{'s' if heads > 1 else ''} of {stack.attention.head_width(stack.width)}"
+def _shape(stacks: list[specs.Stack]) -> str:
+    """4 layers of width 128, 4 heads of 32; of an encoder-decoder 4 + 4 layers."""
+    last = stacks[-1]
+    heads, depth = last.attention.heads, " + ".join(str(stack.depth) for stack in stacks)
+    head_width = last.attention.head_width(last.width)
+    return f"{depth} layers of width {last.width}, {heads} head{'s' if heads > 1 else ''} of {head_width}"
 
 
 class _Overlay(Settings):
     """A spec under the name that users set it by."""
 
-    model: specs.Transformer
+    model: specs.Model
 
 
 def make_plan(
-    task: Task, data: Data, settings: RunSettings, *, source: str, preset: str | None, minutes: float | None,
-    steps: int | None, fixed: Spec | None = None,
+    task: Task, data: Data, settings: RunSettings, *, source: str, preset: str | None = None,
+    minutes: float | None = None, steps: int | None = None, fixed: Spec | None = None,
 ) -> Plan:  # fmt: skip
     """Decide all that was left open. `fixed`: the model is given (`--init`).
 
@@ -162,13 +161,13 @@ def make_plan(
     precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
 
     def draft(rung: Rung) -> Plan:
-        context = settings.context or min(rung.context, data.longest)
-        spec = fixed or _spec(task, preset, data, settings, rung, context)
+        context = settings.context or data.context(rung.context)
+        spec = fixed or _spec(task, preset or task.preset, data, settings, rung, context)
         context = min(context, spec.context)
         return Plan(
             task=task.name,
             source=source,
-            preset=preset,
+            preset=preset or task.preset,
             model=spec,  # type: ignore[arg-type]
             batch=settings.batch or _rows(rung.tokens, context, settings.accumulate),
             context=context,
@@ -183,8 +182,9 @@ def make_plan(
             seconds_per_step=None,
         )
 
+    data.check(draft(LADDER[0]).context)
     plan = _choose(draft, task.objective(), data, settings, minutes)
-    _check_data(plan, data)
+    data.check(plan.context)
     return plan
 
 
@@ -202,36 +202,27 @@ def _rows(tokens: int, context: int, accumulate: int) -> int:
     return max(1, round(tokens / context / accumulate)) * accumulate
 
 
-def _spec(task: Task, preset: str | None, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
-    size, asked = {"width": rung.width, "depth": rung.depth}, _asked(settings.model)
+def _spec(task: Task, preset: str, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
+    size, asked = {"width": rung.width, "depth": rung.depth}, _asked(settings.model, task.sizes)
 
     def with_dropout(share: float) -> Spec:
-        vocab = data.tokenizer.vocab_size
-        model = task.spec(preset, size, asked, vocab=vocab, context=context, dropout=share)
+        model = task.spec(preset, size, asked, tokenizer=data.tokenizer, context=context, dropout=share)
         return resolve(_Overlay, {"model": model.model_dump()}, {"model": settings.model}).model
 
     plain = with_dropout(settings.dropout or 0.0)
     scarce = count.parameters(plain).matrices > SCARCE * data.train_tokens
-    return with_dropout(DROPOUT) if settings.dropout is None and scarce else plain
+    return with_dropout(task.dropout) if settings.dropout is None and scarce else plain
 
 
-SIZES = {
-    "width": ("stack", "width"),
-    "depth": ("stack", "depth"),
-    "heads": ("stack", "attention", "heads"),
-    "hidden": ("stack", "feed_forward", "hidden"),
-}
-
-
-def _asked(model: dict[str, Any]) -> dict[str, int]:
+def _asked(model: dict[str, Any], sizes: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """The sizes among the settings of the model: what is left open follows from them."""
     found = {}
-    for name, path in SIZES.items():
+    for name, path in ((name, path) for name, paths in sizes.items() for path in paths):
         value: Any = model
-        for part in path:
+        for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, int) and value > 0:
-            found[name] = value
+            found.setdefault(name, value)
     return found
 
 
@@ -277,30 +268,17 @@ def probe(plan: Plan, objective: Objective, data: Data, settings: RunSettings, s
     """Seconds of one step of a throw-away model of this plan, uncompiled: the fastest of a few, on one micro-batch."""
     model = build(plan.model, device=choose_device(settings.device))
     rows = plan.batch // plan.accumulate
-    ids = torch.randint(0, data.tokenizer.vocab_size, (rows, plan.context + 1))
-    batch = Batch(ids[:, :-1], ids[:, 1:], rows * plan.context)
+    batch = data.batches(context=plan.context, batch=rows, accumulate=1, seed=settings.seed)(0)
     optimizer = Optimizer(model, settings.optimizer_settings())
     began = time.perf_counter()
     timed = []
-    for step in train(model, lambda _: [batch], objective, optimizer, Constant(), steps=steps, precision=plan.dtype):
+    for step in train(model, lambda _: batch, objective, optimizer, Constant(), steps=steps, precision=plan.dtype):
         _ = step.loss  # wait for the device
         timed.append(time.perf_counter() - began)
         began = time.perf_counter()
         if sum(timed) > 4.0:
             break
     return min(timed) * plan.accumulate
-
-
-def _check_data(plan: Plan, data: Data) -> None:
-    if data.train_tokens <= plan.context:
-        raise NextileError(
-            f"the training text has {data.train_tokens} tokens, too few for a context of {plan.context}: "
-            f"set context={max(1, data.longest)} or give more text"
-        )
-    if data.validation_tokens < 2:
-        raise NextileError(
-            f"the validation text has {data.validation_tokens} token: give more text or a larger validation.fraction"
-        )
 
 
 def _free(settings: RunSettings) -> int:

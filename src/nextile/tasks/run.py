@@ -11,7 +11,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -37,13 +37,14 @@ from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
+from nextile.tasks.translation import Translating
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.graph import one_graph
 from nextile.training.loop import Step, evaluate, train
 from nextile.training.optim import Optimizer
 from nextile.training.state import restore, snapshot
 
-TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
+TASKS: dict[str, Task] = {task.name: task for task in (Translating(), LanguageModelling())}
 RUN = "run.json"
 SHOWN = 0.5  # seconds between two looks at the loss
 MEASURED = 12  # steps by which a run with a time limit learns its speed
@@ -80,15 +81,20 @@ class Stopped(Exception):
 # --- beginning ------------------------------------------------------------------------------------------------------
 
 
-def task_named(name: str | None) -> Task:
-    """The task of that name; a language model when none is named. Errors: UsageError with the names that exist."""
-    if name is not None and name not in TASKS:
-        raise UsageError(f"unknown task '{name}': it is one of {', '.join(TASKS)}")
-    return TASKS[name or LanguageModelling.name]
+def task_named(name: str) -> Task:
+    """The task of that name. Errors: UsageError with the names that exist."""
+    if name not in TASKS:
+        raise UsageError(f"unknown task '{name}': it is one of {', '.join(sorted(TASKS))}")
+    return TASKS[name]
+
+
+def task_for(sources: Sequence[str], name: str | None) -> Task:
+    """The task that is named, or the one that the sources mean."""
+    return task_named(name) if name else next(task for task in TASKS.values() if task.suits(sources))
 
 
 def new_run(
-    source: str, settings: RunSettings, *, folder: Path, report: Report, task: str | None = None,
+    sources: Sequence[str], settings: RunSettings, *, folder: Path, report: Report, task: str | None = None,
     preset: str | None = None, minutes: float | None = None, steps: int | None = None, init: str | None = None,
 ) -> Pretrained:  # fmt: skip
     """Train a model from the beginning and return the best one. Nothing is overwritten: NextileError says why."""
@@ -96,13 +102,13 @@ def new_run(
     set_threads(settings.threads)
     check_free(folder)
     clear(folder)
-    work, base = task_named(task), load(init, device="cpu") if init else None
-    data = work.prepare(source, settings, folder / "data", report, base.tokenizer if base else None)
+    work, base = task_for(sources, task), load(init, device="cpu") if init else None
+    data = work.prepare(sources, settings, folder / "data", report, base.tokenizer if base else None)
     plan = make_plan(
         work,
         data,
         settings,
-        source=source,
+        source=" + ".join(sources),
         preset=preset,
         minutes=minutes,
         steps=steps,
@@ -173,7 +179,8 @@ class Run:
         device = choose_device(settings.device)
         self.model = build(plan.model, seed=settings.seed, device=device)
         self.optimizer = Optimizer(self.model, settings.optimizer_settings(), compiled=plan.compiled)
-        objective = task.objective(settings.label_smoothing)
+        smoothing = task.label_smoothing if settings.label_smoothing is None else settings.label_smoothing
+        objective = task.objective(smoothing, settings.r_drop)
         self.objective = one_graph(objective) if plan.compiled else objective
         self.batches = data.batches(
             context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed
@@ -203,6 +210,7 @@ class Run:
         try:
             with self._listening():
                 self._train()
+                self._average()
         except Stopped:
             self._part()
         self._finish()
@@ -211,7 +219,8 @@ class Run:
     def save(self) -> None:
         """Everything that resuming needs, whole or not at all."""
         self.progress.seconds, self.progress.metrics_bytes = self._elapsed(), self.log.size()
-        states.save_state(self.folder, self.progress.step, *snapshot(self.model, self.optimizer, asdict(self.progress)))
+        saved = snapshot(self.model, self.optimizer, asdict(self.progress))
+        states.save_state(self.folder, self.progress.step, *saved, kept=self.settings.checkpoint.average)
 
     # --- the steps --------------------------------------------------------------------------------------------------
 
@@ -322,11 +331,26 @@ class Run:
 
     # --- looking back -----------------------------------------------------------------------------------------------
 
+    def _measures(self) -> dict[str, float]:
+        batches = self.data.validation(context=self.plan.context, batch=max(1, 4096 // self.plan.context))
+        return self.data.measures(*evaluate(self.model, batches, self.task.objective(), precision=self.plan.dtype))
+
+    def _average(self) -> None:
+        """The mean of the last states' weights, if it is better than any of them."""
+        if self.settings.checkpoint.average == 1:
+            return
+        self.model.load_state_dict(states.average_weights(self.folder, self.settings.checkpoint.average), strict=False)
+        measures, progress = self._measures(), self.progress
+        better = measures["loss"] < progress.best
+        if better:
+            progress.best, progress.best_bits = measures["loss"], measures["bits_per_byte"]
+            save_weights(self.folder, self.model)
+        said = f"the mean of the last {self.settings.checkpoint.average} states: {measures['loss']:.4f} nats per token"
+        self.report.say(f"{said}, {'kept' if better else f'no better than {progress.best:.4f}'}")
+
     def _validate(self) -> None:
         step, progress = self.progress.step, self.progress
-        batches = self.data.validation(context=self.plan.context, batch=max(1, 4096 // self.plan.context))
-        nats, asked = evaluate(self.model, batches, self.task.objective(), precision=self.plan.dtype)
-        measures = self.data.measures(nats, asked)
+        measures = self._measures()
         self.log.validation(step, measures)
         better = measures["loss"] < progress.best
         if better:
@@ -387,6 +411,6 @@ class Run:
                 ),
                 ("model", str(self.folder)),
                 ("curve", str(self.folder / "curve.html")),
-                ("try", f'nextile generate {self.folder} "..."'),
+                ("try", self.task.trial(self.folder)),
             ],
         )

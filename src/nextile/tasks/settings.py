@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nextile.base.config import Settings
 from nextile.nn.specs import Length, Probability
@@ -11,6 +11,7 @@ from nextile.training.schedule import Linear, Schedule
 
 Count = Annotated[int, Field(ge=1, le=1 << 32)]
 Rate = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 
 
 class TokenizerChoice(Settings):
@@ -24,13 +25,20 @@ class Validation(Settings):
     """What is held out, and how often the model is asked about it."""
 
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    data: tuple[str, ...] = ()  # a source of its own, given as that to train on; then nothing is held out
     every: Count | None = None  # steps
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_more(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 class Checkpoint(Settings):
     """When the state to resume from is saved."""
 
     every: Count | None = None  # steps; None: at each validation
+    average: Annotated[int, Field(ge=1, le=100)] = 1  # of the last so many, if that is better (Vaswani et al. 2017)
 
 
 class RunSettings(Settings):
@@ -49,7 +57,8 @@ class RunSettings(Settings):
     schedule: Schedule = Linear()
     clip: Rate = 1.0  # of the gradient's global norm
     dropout: Probability | None = None
-    label_smoothing: Probability = 0.0
+    label_smoothing: Probability | None = None  # None: 0.1 for translation, else none
+    r_drop: Weight = 0.0  # how much two passes with different dropout must agree (Liang et al. 2021)
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
     tokenizer: TokenizerChoice = TokenizerChoice()

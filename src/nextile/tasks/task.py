@@ -41,9 +41,12 @@ class Data(Protocol):
         """How many are held out."""
         ...
 
-    @property
-    def longest(self) -> int:
-        """The longest context that the data can fill."""
+    def context(self, usual: int) -> int:
+        """The tokens of a row, where the size of the model has `usual` ones."""
+        ...
+
+    def check(self, context: int) -> None:
+        """Errors: NextileError when there is too little to train or to validate on in rows of so many tokens."""
         ...
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
@@ -67,9 +70,17 @@ class Task(Protocol):
     """A kind of work: how its data is made, which models it has, what it asks of them."""
 
     name: str
+    preset: str  # the model's shape when nobody asks for another
+    dropout: float  # where the data is scarce
+    label_smoothing: float  # when nobody asks for another
+    sizes: Mapping[str, tuple[str, ...]]  # where in the model's spec its sizes are: width, depth, heads, hidden
+
+    def suits(self, sources: Sequence[str]) -> bool:
+        """Whether these sources mean this task when none is named."""
+        ...
 
     def prepare(
-        self, source: str, settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
     ) -> Data:
         """Read, split, tokenize and store the data in `folder`; with a tokenizer given, by that."""
         ...
@@ -79,12 +90,16 @@ class Task(Protocol):
         ...
 
     def spec(
-        self, preset: str | None, size: Mapping[str, int], asked: Mapping[str, int], *, vocab: int, context: int,
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
         dropout: float,
     ) -> Spec:  # fmt: skip
-        """The default model of this size, or a preset's; what the user asked for wins over both."""
+        """The preset's model in this size, or in its own; what the user asked for wins over both."""
         ...
 
-    def objective(self, label_smoothing: float = 0.0) -> Objective:
+    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
         """What the model is asked to do."""
+        ...
+
+    def trial(self, folder: Path) -> str:
+        """The command that shows what the model does."""
         ...

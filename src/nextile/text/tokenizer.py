@@ -77,6 +77,11 @@ class Tokenizer:
         self._spec: dict[str, Any] = json.loads(core.to_str())
         self.kind: Kind = _kind(self._spec)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The tokenizer_config.json as it is written."""
+        return dict(self._config)
+
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
 

@@ -1,8 +1,18 @@
-"""What a loss means: perplexity, bits per byte; pure functions of totals and counts."""
+"""What a loss means, perplexity and bits per byte, and what a translation is worth: BLEU, chrF, and how many are exact.
+
+Pure functions of totals and counts, or of texts. BLEU and chrF are sacrebleu's, so that others' figures compare.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nextile.base.errors import NextileError, UsageError
+
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # sacrebleu's that need no network and nothing else installed
 
 
 def perplexity(nats: float) -> float:
@@ -16,3 +26,67 @@ def perplexity(nats: float) -> float:
 def bits_per_byte(total_nats: float, text_bytes: int) -> float:
     """Total nats over the UTF-8 bytes of the text they were asked on, in bits: comparable across tokenizers."""
     return total_nats / (text_bytes * math.log(2))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measure of a translation, 0 to 100, and the signature that says how exactly it was measured."""
+
+    value: float
+    signature: str
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
+    """Corpus BLEU (Papineni et al. 2002, Post 2018) of one hypothesis for each reference.
+
+    Both are split into words by "13a" or "intl" where they are plain text, by "none" where words stand between spaces
+    already, by "char" or "zh" where a language has no spaces.
+    Errors: UsageError for another way to split; NextileError without sacrebleu, and for texts that do not match.
+    """
+    if tokenize not in TOKENIZERS:
+        raise UsageError(
+            f"'{tokenize}' is no way to tokenize for BLEU that needs no network and no further package: "
+            f"use one of {', '.join(TOKENIZERS)}"
+        )
+    return _score(_sacrebleu().BLEU(tokenize=tokenize, force=tokenize == "none"), hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Corpus chrF (Popovic 2015): how well runs of up to 6 characters agree; for words of many forms, and any script.
+
+    Errors: NextileError without sacrebleu, and for texts that do not match.
+    """
+    return _score(_sacrebleu().CHRF(), hypotheses, references)
+
+
+def exact(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """The share of hypotheses, 0 to 1, that are their reference, white space around them aside.
+
+    Errors: NextileError for texts that do not match.
+    """
+    _refuse_unmatched(hypotheses, references)
+    pairs = zip(hypotheses, references, strict=True)
+    return sum(hypothesis.strip() == reference.strip() for hypothesis, reference in pairs) / len(references)
+
+
+def _sacrebleu() -> Any:
+    try:
+        from sacrebleu import metrics
+    except ImportError as error:
+        raise NextileError("BLEU and chrF need sacrebleu: pip install 'nextile[mt]'") from error
+    return metrics
+
+
+def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    _refuse_unmatched(hypotheses, references)
+    value = metric.corpus_score(hypotheses, [references]).score
+    return Score(value, str(metric.get_signature()))
+
+
+def _refuse_unmatched(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if len(hypotheses) != len(references):
+        raise NextileError(
+            f"{len(hypotheses):,} hypotheses do not match {len(references):,} references: give one for each"
+        )
+    if not references:
+        raise NextileError("there is nothing to compare: give at least one hypothesis and its reference")

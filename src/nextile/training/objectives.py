@@ -8,7 +8,9 @@ dividing there makes accumulated micro-batches equal to the large batch, token f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,12 +19,11 @@ from nextile.data.batches import IGNORE, Batch
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
-def next_token(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """The cross-entropy of batch.targets (B, T) under model(batch.inputs) (B, T, V), summed in float32: () nats.
+def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """That of batch.targets (B, T) under logits (B, T, V) fp32: () nats.
 
     Label smoothing mixes the targets with the uniform distribution (Szegedy et al. 2016).
     """
-    logits = model(batch.inputs).float()
     return F.cross_entropy(
         logits.flatten(0, 1),
         batch.targets.flatten(),
@@ -30,3 +31,32 @@ def next_token(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> 
         reduction="sum",
         label_smoothing=label_smoothing,
     )
+
+
+def next_token(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of batch.targets (B, T) under model(*batch.given) (B, T, V), summed in float32: () nats.
+
+    Of a translator's batch the next token is that of the target, beside the source and the true beginning (teacher
+    forcing: Williams and Zipser 1989).
+    """
+    return cross_entropy(model(*batch.given).float(), batch, label_smoothing)
+
+
+def r_drop(model: nn.Module, batch: Batch, weight: float, label_smoothing: float = 0.0) -> Tensor:
+    """R-Drop (Liang et al. 2021): two passes with different dropout must each be right, and agree.
+
+    The mean of their cross-entropies plus weight / 4 times the divergences KL(p, q) + KL(q, p): () nats.
+    """
+    twice = [torch.cat((given, given)) for given in batch.given]
+    first, second = model(*twice).float().chunk(2)  # (B, T, V) each
+    right = cross_entropy(first, batch, label_smoothing) + cross_entropy(second, batch, label_smoothing)
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    apart = ((p.exp() - q.exp()) * (p - q)).sum(-1)  # (B, T): the two divergences together
+    return right / 2 + weight / 4 * apart.masked_fill(batch.targets == IGNORE, 0.0).sum()
+
+
+def smooth_and_consistent(label_smoothing: float, agreement: float) -> Objective:
+    """The next token, with labels this smooth, and with R-Drop where its weight is not 0."""
+    if agreement:
+        return partial(r_drop, weight=agreement, label_smoothing=label_smoothing)
+    return partial(next_token, label_smoothing=label_smoothing)

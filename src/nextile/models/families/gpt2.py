@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nextile.models.families.keymap import Rule, expect, fused, same, transposed
+from nextile.models.families.keymap import Rule, activation_here, activation_there, expect, fused, same, transposed
 from nextile.nn import specs
 
 MODEL_TYPE, ARCHITECTURE = "gpt2", "GPT2LMHeadModel"
@@ -15,8 +15,7 @@ SIZES = {
     "gpt2-xl": {"depth": 48, "width": 1600, "heads": 25},
 }
 
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "quick_gelu": "quick_gelu"}
-ALIASES = {"gelu_pytorch_tanh": "gelu_tanh"}
+BESIDE = {"lm_head.weight": "transformer.wte.weight"}
 
 
 def spec(
@@ -49,8 +48,6 @@ def from_config(config: Mapping[str, Any]) -> specs.Transformer:
         tie_word_embeddings=True,
         add_cross_attention=False,
     )
-    activation = config.get("activation_function", "gelu_new")
-    ours = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | ALIASES
     return spec(
         vocab=config["vocab_size"],
         context=config["n_positions"],
@@ -58,7 +55,7 @@ def from_config(config: Mapping[str, Any]) -> specs.Transformer:
         depth=config["n_layer"],
         heads=config["n_head"],
         hidden=config.get("n_inner"),
-        activation=ours.get(activation, activation),
+        activation=activation_here(config.get("activation_function", "gelu_new")),
         eps=config.get("layer_norm_epsilon", 1e-5),
         dropout=config.get("resid_pdrop", 0.0),
     )
@@ -74,7 +71,7 @@ def to_config(model: specs.Transformer) -> dict[str, Any]:
         "n_layer": stack.depth,
         "n_head": stack.attention.heads,
         "n_inner": stack.feed_forward.hidden,
-        "activation_function": ACTIVATIONS.get(stack.feed_forward.activation, stack.feed_forward.activation),
+        "activation_function": activation_there(stack.feed_forward.activation),
         "layer_norm_epsilon": norm.eps,
         "resid_pdrop": stack.dropout,
         "embd_pdrop": stack.dropout,

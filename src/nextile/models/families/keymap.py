@@ -14,6 +14,9 @@ from nextile.base.errors import NextileError
 
 Move = Callable[[list[Tensor]], list[Tensor]]
 
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "relu_squared": "relu2"}  # those with another name in transformers
+ALIASES = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -43,6 +46,16 @@ def transposed(ours: str, theirs: str) -> Rule:
     return Rule((ours,), (theirs,), _turned, _turned)
 
 
+def one_row(ours: str, theirs: str) -> Rule:
+    """(V,) here, (1, V) there."""
+    return Rule(
+        (ours,),
+        (theirs,),
+        lambda tensors: [tensor.squeeze(0) for tensor in tensors],
+        lambda tensors: [tensor.unsqueeze(0) for tensor in tensors],
+    )
+
+
 def fused(ours: Sequence[str], theirs: str, *, axis: int) -> Rule:
     """Several of ours, of equal size, in one of theirs along its axis; matrices are transposed there."""
 
@@ -54,6 +67,17 @@ def fused(ours: Sequence[str], theirs: str, *, axis: int) -> Rule:
         return [torch.cat([tensor.mT if tensor.dim() == 2 else tensor for tensor in tensors], dim=axis).contiguous()]
 
     return Rule(tuple(ours), (theirs,), read, write)
+
+
+def activation_here(theirs: str) -> str:
+    """Our name of an activation that transformers calls so."""
+    ours = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | ALIASES
+    return ours.get(theirs, theirs)
+
+
+def activation_there(ours: str) -> str:
+    """transformers' name of one of our activations."""
+    return ACTIVATIONS.get(ours, ours)
 
 
 def expect(config: Mapping[str, Any], **expected: Any) -> None:

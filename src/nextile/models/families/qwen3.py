@@ -14,6 +14,8 @@ SIZES = {
     "qwen3-4b": {"depth": 36, "width": 2560, "heads": 32, "kv_heads": 8, "head_dim": 128, "hidden": 9728},
 }
 
+BESIDE = {"lm_head.weight": "model.embed_tokens.weight"}
+
 
 def gated_width(width: int) -> int:
     """8/3 of the width, in multiples of 32: three matrices of it cost what two of 4 * width do (Shazeer 2020)."""

@@ -1,14 +1,20 @@
-"""The families by name, and which of them a spec or a configuration belongs to."""
+"""The families by name, and which of them a spec or a configuration belongs to.
+
+A family's BESIDE names what a file may hold beside the key map: copies of a tensor that is tied, and, with None, what
+is computed here.
+"""
 
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
+
 from nextile.base.errors import NextileError
-from nextile.models.families import gpt2, qwen3
+from nextile.models.families import gpt2, marian, qwen3
 from nextile.nn import specs
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2)}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian)}
 
 
 def family_of(spec: specs.Transformer | specs.EncoderDecoder) -> str | None:
@@ -19,7 +25,7 @@ def family_of(spec: specs.Transformer | specs.EncoderDecoder) -> str | None:
 def _says_it_all(family: ModuleType, spec: specs.Transformer | specs.EncoderDecoder) -> bool:
     try:
         return family.from_config(family.to_config(spec)) == spec
-    except (AttributeError, AssertionError):  # a part that this family has no word for
+    except (AttributeError, AssertionError, ValidationError):  # a part that this family has no word for
         return False
 
 

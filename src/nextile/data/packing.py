@@ -1,0 +1,199 @@
+"""Pairs as batches of one shape: several pairs share a row, and every epoch others meet in it.
+
+Shapes: P pairs, R rows, B batch, M source length, T target length.
+Rows are filled by the lengths of pairs alone, once, best fit first (Johnson 1974). An epoch gives each place in a row
+to another pair of the same lengths, so every epoch has as many rows, and a batch is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+
+from nextile.base.errors import NextileError, UsageError
+from nextile.data.batches import IGNORE, Batch, Order
+from nextile.data.shards import TokenStore
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Sources or targets: each a document of a store, its end token included."""
+
+    store: TokenStore
+    starts: np.ndarray  # (P,) where each begins in the store
+    lengths: np.ndarray  # (P,) with the end token
+
+    def tokens(self, index: int) -> list[int]:
+        """Those of one text, without its end token."""
+        start = int(self.starts[index])
+        return self.store[start : start + int(self.lengths[index]) - 1].tolist()
+
+    @classmethod
+    def of(cls, store: TokenStore) -> Side:
+        """The documents of a store."""
+        ends = store.ends() + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        return cls(store, starts, ends - starts)
+
+
+class PairStore:
+    """Tokenized pairs: the i-th source belongs to the i-th target. Errors: NextileError when they are not as many."""
+
+    def __init__(self, source: TokenStore, target: TokenStore):
+        self.source, self.target = Side.of(source), Side.of(target)
+        if len(self.source.lengths) != len(self.target.lengths):
+            raise NextileError(
+                f"'{source.folder}' has {len(self.source.lengths)} texts and '{target.folder}' has "
+                f"{len(self.target.lengths)}: tokenize the pairs again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.source.lengths)
+
+    @property
+    def longest(self) -> np.ndarray:
+        """The longer side of each pair, (P,) tokens."""
+        return np.maximum(self.source.lengths, self.target.lengths)
+
+
+# --- which lengths share a row --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The places of all rows, row by row: place p is for a pair of class `classes[p]`; row r has starts[r]:starts[r+1].
+
+    A class is the pairs of the same lengths on both sides.
+    """
+
+    classes: np.ndarray  # (P,)
+    starts: np.ndarray  # (R + 1,)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def fill_rows(sizes: np.ndarray, counts: np.ndarray, length: int) -> Rows:
+    """Rows of length x length for `counts` (C,) pairs of each class, of `sizes` (C, 2); each size fits in a row."""
+    rows: list[list[int]] = []
+    open_rows: dict[tuple[int, int], list[int]] = {}  # rows by what is free on both sides
+    free = np.zeros((length + 1, length + 1), dtype=bool)  # where there are some
+    slack = np.add.outer(np.arange(length + 1), np.arange(length + 1))
+    for index in np.argsort(-sizes.max(1), kind="stable").tolist():
+        source, target = sizes[index].tolist()
+        left = int(counts[index])
+        while left:
+            fitting = np.where(free[source:, target:], slack[source:, target:], 4 * length)
+            best = int(fitting.argmin())
+            room = best // fitting.shape[1] + source, best % fitting.shape[1] + target
+            if not free[room]:  # none is open that fits
+                room = length, length
+                number = -(-left // min(length // source, length // target))
+                open_rows.setdefault(room, []).extend(range(len(rows), len(rows) + number))
+                rows.extend([] for _ in range(number))
+            chosen, open_rows[room] = open_rows[room][:left], open_rows[room][left:]
+            for row in chosen:
+                rows[row].append(index)
+            left -= len(chosen)
+            rest = room[0] - source, room[1] - target
+            open_rows.setdefault(rest, []).extend(chosen)
+            free[room], free[rest] = bool(open_rows[room]), bool(open_rows[rest])
+    starts = np.cumsum([0, *map(len, rows)])
+    return Rows(np.array([index for row in rows for index in row], dtype=np.int64), starts)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+class PackedPairs:
+    """Batches of `batch` rows of `length` tokens on both sides; pairs that are longer are left out.
+
+    start: the token that every target begins with. Errors: NextileError when no pair fits.
+    """
+
+    def __init__(self, pairs: PairStore, *, length: int, batch: int, seed: int, start: int):
+        if length < 1 or batch < 1:
+            raise UsageError(f"context {length} and batch {batch} must be at least 1")
+        self.pairs, self.length, self.batch, self.seed, self.start = pairs, length, batch, seed, start
+        fitting = np.flatnonzero(pairs.longest <= length)
+        if not len(fitting):
+            raise NextileError(
+                f"no pair fits in a context of {length} tokens, the shortest has {pairs.longest.min(initial=0)}: "
+                "set a longer context"
+            )
+        self.left_out = len(pairs) - len(fitting)
+        lengths = np.stack([pairs.source.lengths[fitting], pairs.target.lengths[fitting]], axis=1)
+        sizes, classes, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
+        self._rows = fill_rows(sizes, counts, length)
+        self._fitting, self._classes = fitting, classes.reshape(-1)
+        self._by_class = np.argsort(self._rows.classes, kind="stable")  # the places of each class
+        self._order = Order(len(self._rows), seed)
+        self._epoch = lru_cache(maxsize=2)(self._placed)  # a batch may reach into the next epoch
+
+    def __len__(self) -> int:
+        """The rows of an epoch."""
+        return len(self._rows)
+
+    def micro(self, step: int, accumulate: int) -> list[Batch]:
+        """The batch of a step in equal parts, for accumulation. Errors: UsageError when the rows do not divide."""
+        return self.rows(step).split(accumulate)
+
+    def rows(self, step: int) -> Batch:
+        """The batch of a step."""
+        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self))
+        chosen = [
+            self._of_row(int(e), int(row))
+            for e, p in zip(epochs, places, strict=True)
+            for row in (self._order(int(e), int(p)),)
+        ]
+        return self._batch(chosen)
+
+    def once(self) -> Iterator[Batch]:
+        """Every pair that fits, once; the last batch may have fewer rows."""
+        for first in range(0, len(self), self.batch):
+            yield self._batch([self._of_row(0, row) for row in range(first, min(first + self.batch, len(self)))])
+
+    def _placed(self, epoch: int) -> np.ndarray:
+        """The pair in each place, (P,): those of a class in an order of their own each epoch."""
+        key = hashlib.blake2b(f"pairs {self.seed} {epoch}".encode(), digest_size=16).digest()
+        random = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(len(self._fitting))
+        placed = np.empty(len(self._fitting), dtype=np.int64)
+        placed[self._by_class] = self._fitting[np.lexsort((random, self._classes))]
+        return placed
+
+    def _of_row(self, epoch: int, row: int) -> np.ndarray:
+        return self._epoch(epoch)[self._rows.starts[row] : self._rows.starts[row + 1]]
+
+    def _batch(self, rows: list[np.ndarray]) -> Batch:
+        lay = partial(_laid, rows=rows, length=self.length)
+        source, sources, _ = lay(self.pairs.source)
+        target, targets, begins = lay(self.pairs.target)
+        inputs = np.zeros_like(target)
+        inputs[:, 1:] = target[:, :-1]
+        inputs[begins] = self.start
+        asked = np.where(targets > 0, target, IGNORE)
+        source, asked, inputs, sources, targets = map(torch.from_numpy, (source, asked, inputs, sources, targets))
+        return Batch.of(source, asked, (inputs, sources, targets))
+
+
+def _laid(side: Side, rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The texts of each row one after the other: tokens, segments (1, 2, ... and 0), and where one begins: (B, L)."""
+    pairs, count = np.concatenate(rows), np.array([len(row) for row in rows])
+    lengths = side.lengths[pairs]
+    before = np.cumsum(lengths) - lengths  # tokens laid before each text
+    row = np.repeat(np.arange(len(rows)), count)
+    first = np.cumsum(count) - count  # of each row
+    offset = before - before[first][row] + row * length  # of each text in the batch laid flat
+    within = np.arange(lengths.sum()) - np.repeat(before, lengths)
+    place = np.repeat(offset, lengths) + within
+    number = np.arange(len(pairs)) - first[row] + 1
+    tokens, segments, begins = (np.zeros(len(rows) * length, dtype) for dtype in (np.int64, np.int64, bool))
+    tokens[place] = side.store.take(np.repeat(side.starts[pairs], lengths) + within)
+    segments[place] = np.repeat(number, lengths)
+    begins[offset] = True
+    return tuple(array.reshape(len(rows), length) for array in (tokens, segments, begins))  # type: ignore[return-value]

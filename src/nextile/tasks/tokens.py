@@ -1,0 +1,64 @@
+"""Texts as tokens on disk: the tokenizer that suits them, learned from them, and what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from nextile.base.errors import NextileError
+from nextile.data.shards import TokenStore, open_store, write_store
+from nextile.tasks.report import Report
+from nextile.tasks.settings import TokenizerChoice
+from nextile.text.build import train_tokenizer
+from nextile.text.tokenizer import Tokenizer
+
+SMALL = 300_000  # bytes; below, characters: a corpus this short shows too few examples of each larger piece
+
+
+class Texts(Protocol):
+    """Texts that can be iterated as often as wanted, and their size in UTF-8 bytes."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+def learn_tokenizer(texts: Texts, choice: TokenizerChoice, report: Report) -> Tokenizer:
+    """The tokenizer that was chosen, or what suits the amount of text, learned from it."""
+    kind = choice.kind
+    if kind == "auto":
+        kind = "char" if texts.bytes < SMALL else "bpe"
+    with report.bar(f"learning the tokens ({kind})", texts.bytes, "B") as bar:
+        return train_tokenizer(kind, choice.size or bpe_size(texts.bytes), _watched(texts, bar.advance))
+
+
+def bpe_size(size: int) -> int:
+    """How many tokens a text of `size` bytes gives enough examples of: 1,024 at half a megabyte, 32,768 at 500 MB."""
+    power = 10 + max(0, round(np.log2(max(size, 1) / 500_000) / 2))
+    return 2 ** min(15, int(power))
+
+
+def _watched(texts: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for text in texts:
+        yield text
+        advance(len(text.encode()))
+
+
+def store_tokens(texts: Texts, tokenizer: Tokenizer, folder: Path, title: str, report: Report) -> TokenStore:
+    """The tokens of each text in a store of their own."""
+    meta = {"text_bytes": texts.bytes, "tokenizer": tokenizer.fingerprint()}
+    with report.bar(title, texts.bytes, "B") as bar:
+        arrays = tokenizer.encode_documents(texts, progress=bar.update)
+        return write_store(folder, arrays, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, meta=meta)
+
+
+def stored_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStore:
+    """What `store_tokens` wrote. Errors: NextileError when that was with another tokenizer."""
+    store = open_store(folder)
+    if store.meta.get("tokenizer") != tokenizer.fingerprint():
+        raise NextileError(f"'{folder}' was written with another tokenizer: train anew from the text")
+    return store

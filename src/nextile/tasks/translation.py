@@ -1,0 +1,290 @@
+"""Translation: the corpus is pairs, the model is asked for the target's next token beside the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from nextile.base.device import choose_precision
+from nextile.base.errors import NextileError, UsageError
+from nextile.checkpoint.pretrained import Pretrained
+from nextile.checkpoint.store import Spec
+from nextile.data.batches import Batch
+from nextile.data.packing import PackedPairs, PairStore
+from nextile.data.pairs import PairCorpus, Pairs, are_pairs, open_pairs, split_pairs
+from nextile.generation.beam import Beams
+from nextile.generation.translate import translate
+from nextile.models.families import marian, modern, prenorm
+from nextile.tasks.language import counted, preset_of, text_measures, with_heads
+from nextile.tasks.report import Report
+from nextile.tasks.settings import RunSettings, Validation
+from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
+from nextile.text.pairs import for_pairs, start_of
+from nextile.text.tokenizer import Tokenizer
+from nextile.training.loop import evaluate
+from nextile.training.metrics import bleu, chrf, exact
+from nextile.training.objectives import Objective, next_token, smooth_and_consistent
+
+PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
+STACK_SIZES = {
+    name: (f"encoder.{place}", f"decoder.{place}")
+    for name, place in {
+        "width": "width", "depth": "depth", "heads": "attention.heads", "hidden": "feed_forward.hidden",
+    }.items()
+}  # fmt: skip
+ROOM = 512  # positions that a model is made for, where they cost nothing: sentences to come may be longer
+LEFT_OUT = 0.001  # of the pairs, the longest: rows for them would be mostly empty
+SHOWN = 3  # pairs of a preview
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The sources or the targets of pairs, as texts."""
+
+    pairs: Pairs
+    side: int
+    bytes: int
+
+    def __iter__(self) -> Iterator[str]:
+        return (pair[self.side] for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class _BothSides:
+    """Sources and targets in turn: one vocabulary for both languages shares what they share (Sennrich et al. 2016)."""
+
+    pairs: Pairs
+    bytes: int
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for pair in self.pairs for text in pair)
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Pairs as tokens, packed into rows."""
+
+    tokenizer: Tokenizer
+    train: PairStore
+    held_out: PairStore
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the user is told of it."""
+        kind, size = self.tokenizer.kind, self.tokenizer.vocab_size
+        size_in_bytes = sum(side.store.text_bytes for side in (self.train.source, self.train.target))
+        per_token = size_in_bytes / max(1, len(self.train.source.store) + len(self.train.target.store))
+        too_long = int((self.train.longest > self.context(0)).sum())
+        return [
+            ("corpus", f"{len(self.train):,} pairs to train on, {size_in_bytes:,} bytes"),
+            ("tokens", f"{kind}, {size:,} kinds for both sides, {per_token:.2f} bytes each"),
+            ("training", f"{self.train_tokens:,} target tokens{f'; {too_long:,} pairs too long' if too_long else ''}"),
+            ("validation", f"{len(self.held_out):,} pairs, never trained on"),
+        ]
+
+    @property
+    def train_tokens(self) -> int:
+        """How many there are to learn from, on the target's side."""
+        return len(self.train.target.store)
+
+    @property
+    def validation_tokens(self) -> int:
+        """How many are held out."""
+        return len(self.held_out.target.store)
+
+    def context(self, usual: int) -> int:
+        """Rows that hold all pairs but the very longest, and three usual ones, whatever the size of the model."""
+        longest = self.train.longest
+        wanted = max(float(np.quantile(longest, 1 - LEFT_OUT)), 3 * float(longest.mean()))
+        return min(ROOM, 16 * int(np.ceil(wanted / 16)))
+
+    def check(self, context: int) -> None:
+        """Errors: NextileError when no pair fits in a row."""
+        PackedPairs(self.train, length=context, batch=1, seed=0, start=0)
+
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+        """Rows of pairs, each pair once an epoch, in an order of its own each epoch."""
+        packed = PackedPairs(self.train, length=context, batch=batch, seed=seed, start=start_of(self.tokenizer))
+        return partial(packed.micro, accumulate=accumulate)
+
+    def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
+        """All pairs that are held out, each once."""
+        return all_pairs(self.held_out, start_of(self.tokenizer))
+
+    def measures(self, nats: float, asked: int) -> dict[str, float]:
+        """Nats per token, perplexity and bits per byte of the targets."""
+        return text_measures(nats, asked, self.held_out.target.store.text_bytes)
+
+    def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
+        """Held-out sources as the model translates them, without a search."""
+        sources, targets = self.texts(SHOWN)
+        found = translate(pretrained, sources, Beams(width=1))
+        lines = [
+            f"{source}\n  -> {best.text}\n  == {target}"
+            for source, [best], target in zip(sources, found, targets, strict=True)
+        ]
+        return "translations, and what they should be", "\n".join(lines)
+
+    def texts(self, count: int | None = None) -> tuple[list[str], list[str]]:
+        """The first so many held-out sources and targets, or all, as text."""
+        number = len(self.held_out) if count is None else min(count, len(self.held_out))
+        sides = (self.held_out.source, self.held_out.target)
+        sources, targets = ([self.tokenizer.decode(side.tokens(i)) for i in range(number)] for side in sides)
+        return sources, targets
+
+
+def all_pairs(pairs: PairStore, start: int, batch_tokens: int = 4096) -> Iterator[Batch]:
+    """Every pair once, in rows as long as the longest needs."""
+    length = int(pairs.longest.max())
+    return PackedPairs(pairs, length=length, batch=max(1, batch_tokens // length), seed=0, start=start).once()
+
+
+class Translating:
+    """`--task translate`."""
+
+    name = "translate"
+    preset = "modern"
+    dropout = 0.3
+    label_smoothing = 0.1
+    sizes = STACK_SIZES
+
+    def suits(self, sources: Sequence[str]) -> bool:
+        """Pairs, by their names."""
+        return are_pairs(sources)
+
+    def prepare(
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+    ) -> PairData:
+        """Read, split, tokenize and store pairs. Errors: NextileError for what cannot be learned from."""
+        corpus = open_pairs(sources)
+        if corpus.skipped:
+            report.warn(f"'{corpus.name}' has {corpus.skipped:,} lines that are empty on both sides: they are left out")
+        train, held_out = _parts(corpus, settings.validation, settings.seed)
+        tokenizer = for_pairs(tokenizer or learn_tokenizer(_BothSides(train, train.bytes), settings.tokenizer, report))
+        stores = [
+            _store(pairs, tokenizer, folder / name, f"tokenizing ({name})", report)
+            for name, pairs in (("train", train), ("validation", held_out))
+        ]
+        return PairData(tokenizer, *stores)
+
+    def open(self, folder: Path, tokenizer: Tokenizer) -> PairData:
+        """What `prepare` stored."""
+        return PairData(tokenizer, *(_stored(folder / name, tokenizer) for name in ("train", "validation")))
+
+    def spec(
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
+        dropout: float,
+    ) -> Spec:  # fmt: skip
+        """The preset's shape in this size, or in its own; what is asked wins."""
+        family, own = preset_of(preset, PRESETS)
+        return family.spec(
+            vocab=tokenizer.vocab_size,
+            context=max(context, ROOM),
+            dropout=dropout,
+            start=start_of(tokenizer),
+            **with_heads({**(own or size), **asked}),
+        )
+
+    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
+        """The target's next token."""
+        return smooth_and_consistent(label_smoothing, r_drop)
+
+    def trial(self, folder: Path) -> str:
+        """The command that shows what the model does."""
+        return f'nextile translate {folder} "..."'
+
+
+def _parts(corpus: PairCorpus, validation: Validation, seed: int) -> tuple[Pairs, Pairs]:
+    """What to train on and what to validate on: pairs of their own, or what is held out."""
+    if validation.data:
+        return corpus.pairs, open_pairs(validation.data).pairs
+    return split_pairs(corpus, validation.fraction, seed)
+
+
+def _store(pairs: Pairs, tokenizer: Tokenizer, folder: Path, title: str, report: Report) -> PairStore:
+    sides = (_Side(pairs, 0, pairs.source_bytes), _Side(pairs, 1, pairs.target_bytes))
+    names = ("source", "target")
+    return PairStore(
+        *(
+            store_tokens(side, tokenizer, folder / name, f"{title}, {name}s", report)
+            for side, name in zip(sides, names, strict=True)
+        )
+    )
+
+
+def _stored(folder: Path, tokenizer: Tokenizer) -> PairStore:
+    return PairStore(*(stored_tokens(folder / name, tokenizer) for name in ("source", "target")))
+
+
+# --- how well a model translates ----------------------------------------------------------------------------------
+
+
+def evaluate_pairs(
+    pretrained: Pretrained, sources: Sequence[str], report: Report, *, beams: Beams | None = None, tokens: str = "13a"
+) -> dict[str, Any]:
+    """Loss, and BLEU, chrF and the share of exact answers of what the model translates by beams.
+
+    sources: pairs as for training; none: the validation pairs of the run that the model comes from. tokens: how
+    sacrebleu splits words; "none" for text that is split already. Without sacrebleu there is no BLEU and no chrF.
+    Errors: NextileError for what are no pairs; UsageError for an unknown way to split.
+    """
+    with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
+        data = _evaluated(pretrained, sources, Path(folder), report)
+        measured = _loss(pretrained, data, report)
+        return measured | _quality(pretrained, data, beams or Beams(), tokens, report)
+
+
+def _evaluated(pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report) -> PairData:
+    """The pairs to evaluate on; there are none to train on."""
+    if sources:
+        pairs = open_pairs(sources).pairs
+        store = _store(pairs, pretrained.tokenizer, folder, "tokenizing", report)
+        return PairData(pretrained.tokenizer, store, store)
+    own = (pretrained.folder or Path()) / "data" / "validation"
+    if not own.exists():
+        raise NextileError(f"'{pretrained.folder}' has no validation pairs of its own: name pairs to evaluate on")
+    store = _stored(own, pretrained.tokenizer)
+    return PairData(pretrained.tokenizer, store, store)
+
+
+def _loss(pretrained: Pretrained, data: PairData, report: Report) -> dict[str, float]:
+    longest, context = int(data.held_out.longest.max()), pretrained.spec.context
+    if longest > context:
+        raise NextileError(f"a pair has {longest} tokens and the model reads {context}: leave out or cut such pairs")
+    device = next(pretrained.model.parameters()).device
+    with report.bar("evaluating", data.validation_tokens, "tokens") as bar:
+        batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer)), bar.advance)
+        nats, asked = evaluate(pretrained.model, batches, next_token, precision=choose_precision("auto", device))
+    return data.measures(nats, asked)
+
+
+def _quality(pretrained: Pretrained, data: PairData, beams: Beams, tokens: str, report: Report) -> dict[str, Any]:
+    sources, targets = data.texts()
+    found: list[str] = []
+    with report.bar("translating", len(sources), "sentences") as bar:
+        for some in in_turn(sources):
+            found += [best.text for [best] in translate(pretrained, some, beams)]
+            bar.update(len(found))
+    measured: dict[str, Any] = {"accuracy": exact(found, targets)}
+    try:
+        scores = {"bleu": bleu(found, targets, tokens), "chrf": chrf(found, targets)}
+    except UsageError:
+        raise
+    except NextileError as error:
+        report.warn(str(error))
+        return measured
+    for name, score in scores.items():
+        measured |= {name: score.value, f"{name}_signature": score.signature}
+    return measured
+
+
+def in_turn(texts: Sequence[str], together: int = 512) -> Iterator[Sequence[str]]:
+    """So many at a time, of which like lengths are translated together."""
+    for start in range(0, len(texts), together):
+        yield texts[start : start + together]
