@@ -18,6 +18,23 @@ TINY = {
 }  # a model of a few thousand parameters, which trains in a second
 
 
+TINY_PAIRS = {name: value for name, value in TINY.items() if not name.startswith("model")} | {
+    "model.encoder.width": 16,
+    "model.encoder.depth": 1,
+    "model.decoder.depth": 1,
+}  # the same for pairs
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A .tsv of 300 short sentences, each beside its words in the opposite order."""
+    words = ("a", "red", "green", "blue", "bottle", "hangs", "falls", "on", "the", "wall")
+    lines = [[words[i * k % len(words)] for k in range(1, 2 + i % 3)] + [words[i // 30]] for i in range(300)]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{' '.join(line)}\t{' '.join(reversed(line))}\n" for line in lines))
+    return path
+
+
 @pytest.fixture
 def text(tmp_path) -> Path:
     """A file of some 30 kB of repetitive English."""

@@ -47,6 +47,8 @@ class Model(Pretrained):
         self._refuse_translator()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if beams is not None:
+            _refuse_beside_beams(top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
+                                 repetition_penalty=repetition_penalty != 1.0)  # fmt: skip
             groups = complete_by_beams(self, prompts, resolve(Beams, {"width": beams}), max_tokens=max_tokens, n=n)
         else:
             sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -169,7 +171,7 @@ def plan(
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
     sources, found = _request(data, recipe, settings)
     work = run.task_for(sources, task)
-    base = load_pretrained(init, device="cpu") if init is not None else None
+    base = run.begin_from(init, work)
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
         prepared = work.prepare(sources, found, Path(folder), report or choose(), base.tokenizer if base else None)
         return make_plan(
@@ -205,6 +207,12 @@ def _refuse_beside_resume(**given: Any) -> None:
         raise UsageError(
             f"--resume goes on with a run as it was: leave out {', '.join(extra)}, or begin a new run by --init"
         )
+
+
+def _refuse_beside_beams(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value not in (None, False, (), [])]
+    if extra:
+        raise UsageError(f"beams seek the likeliest text and draw nothing: leave out {', '.join(extra)}, or the beams")
 
 
 def sources_of(data: Sources) -> list[str]:

@@ -40,6 +40,18 @@ class Library(ModuleType):
         self.asked = {"name": name, **asked}
         return self
 
+    def translate(self, batch, *, details, n, **asked):
+        assert details
+        self.asked |= asked
+        self.batches.append(batch)
+        return [self.translation(source, number) for source in batch for number in range(n)]
+
+    def translation(self, source, number):
+        return SimpleNamespace(
+            source=source, text=f"{source.upper()}\x1b[2J", tokens=[1, 2], score=-0.5 - number, logprob=-1.0,
+            finish_reason="end", note="the source was cut" if len(source) > 100 else None,
+        )  # fmt: skip
+
     def generate(self, batch, *, details, n, logprobs, **asked):
         assert details
         self.asked |= asked
@@ -57,9 +69,9 @@ class Library(ModuleType):
         self.asked |= asked
         yield from (prompt.upper(), "\x1b[2J", "\n0")
 
-    def evaluate(self, data, *, report):
-        self.asked |= {"data": data}
-        return {"loss": 1.25, "bits_per_byte": 0.5}
+    def evaluate(self, data, *, report, **asked):
+        self.asked |= {"data": data, **asked}
+        return {"loss": 1.25, "bits_per_byte": 0.5, "bleu_signature": "nrefs:1"}
 
     def describe(self):
         return {"family": "qwen3", "parameters": {"total": 12345}}

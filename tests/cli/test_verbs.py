@@ -42,7 +42,7 @@ def test_train_passes_everything_on(nextile_, library):
     answer = nextile_("train", "book.txt", *options.split())
     assert answer == (0, "", "training\n")
     assert library.asked == {
-        "data": "book.txt", "task": "lm", "preset": "gpt2", "out": "o", "minutes": 1.5, "steps": None, "resume": None,
+        "data": ["book.txt"], "task": "lm", "preset": "gpt2", "out": "o", "minutes": 1.5, "steps": None, "resume": None,
         "init": "i", "recipe": "r", "settings": {"lr": 1e-3, "tokenizer.kind": "bpe"},
     }  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_train_needs_no_data_to_resume(nextile_, library):
 
 def test_quiet_is_quiet(nextile_, library):
     assert nextile_("train", "-", "--steps", "3", "--quiet") == (0, "", "")
-    assert (library.asked["data"], library.asked["steps"]) == ("-", 3)
+    assert (library.asked["data"], library.asked["steps"]) == (["-"], 3)
 
 
 def test_train_json_has_the_best_validation(nextile_, library, tmp_path):
@@ -83,14 +83,53 @@ def test_plan(nextile_, library):
 def test_evaluate(nextile_, library):
     answer = nextile_("evaluate", "m")
     assert (answer.code, answer.out, library.asked["data"]) == (0, "", None)
-    assert answer.err == "m on its validation text\n  loss           1.2500\n  bits per byte  0.5000\n"
-    assert json.loads(nextile_("evaluate", "m", "b", "--json").out) == {"loss": 1.25, "bits_per_byte": 0.5}
-    assert library.asked["data"] == "b"
+    assert (
+        answer.err
+        == "m on what was held out\n  loss            1.2500\n  bits per byte   0.5000\n  bleu signature  nrefs:1\n"
+    )
+    found = json.loads(nextile_("evaluate", "m", "b", "c", "--json", "--beams", "3", "--bleu-tokens", "none").out)
+    assert found == {"loss": 1.25, "bits_per_byte": 0.5, "bleu_signature": "nrefs:1"}
+    assert library.asked == {
+        "name": "m", "data": ["b", "c"], "beams": 3, "length_penalty": 1.0, "bleu_tokens": "none",
+    }  # fmt: skip
 
 
 def test_info(nextile_, library):
     assert nextile_("info", "m").err == "m\n  family            qwen3\n  parameters.total  12,345\n"
     assert json.loads(nextile_("info", "m", "--json").out) == library.describe()
+
+
+# --- translate ----------------------------------------------------------------------------------------------------
+
+
+def test_translate_one_sentence(nextile_, library):
+    assert nextile_("translate", "m", "hello") == (0, f"HELLO{HOSTILE}\n", "")
+    assert library.asked == {
+        "name": "m", "device": None, "dtype": None, "beams": 5, "length_penalty": 1.0, "max_tokens": None,
+    }  # fmt: skip
+
+
+def test_translate_lines_in_order(nextile_, library, stdin):
+    stdin(b"a\n\nb\r\nc")
+    options = "--beams 2 --length-penalty 1.4 --max-tokens 9 --device cpu --dtype float32"
+    answer = nextile_("translate", "m", "-", *options.split())
+    assert answer.out == "".join(f"{text}{HOSTILE}\n" for text in ("A", "", "B", "C"))
+    assert library.asked == {
+        "name": "m", "device": "cpu", "dtype": "float32", "beams": 2, "length_penalty": 1.4, "max_tokens": 9,
+    }  # fmt: skip
+
+
+def test_translate_the_best_with_their_scores(nextile_, library):
+    assert nextile_("translate", "m", "a", "--n", "2").out == f"-0.5000\tA{HOSTILE}\n-1.5000\tA{HOSTILE}\n"
+    rows = [json.loads(line) for line in nextile_("translate", "m", "a", "--n", "2", "--json").out.splitlines()]
+    assert [(row["source"], row["score"], row["finish_reason"]) for row in rows] == [
+        ("a", -0.5, "end"),
+        ("a", -1.5, "end"),
+    ]
+
+
+def test_translate_says_what_the_user_should_know(nextile_, library):
+    assert nextile_("translate", "m", "a" * 101).err == "warning: the source was cut\n"
 
 
 # --- generate: one prompt -----------------------------------------------------------------------------------------
@@ -113,8 +152,17 @@ def test_generate_passes_everything_on(nextile_, library):
     assert library.batches == [[""]]
     assert library.asked == {
         "name": "m", "device": "cpu", "dtype": "float32", "max_tokens": 5, "temperature": 0.0, "top_k": 3,
-        "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 7, "stop": ["a", "b"],
+        "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 7, "stop": ["a", "b"], "beams": None,
     }  # fmt: skip
+
+
+def test_generate_by_beams(nextile_, library, terminal):
+    terminal()  # beams have nothing to stream
+    assert nextile_("generate", "m", "a", "--beams", "4").out == "A\n0\n"
+    assert library.asked["beams"] == 4
+    answer = nextile_("generate", "m", "a", "--beams", "4", "--temperature", "0.5")
+    assert (answer.code, answer.out) == (2, "")
+    assert "--beams and --temperature exclude each other" in answer.err
 
 
 def test_what_the_user_should_know_is_beside_the_result(nextile_, library):

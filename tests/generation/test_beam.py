@@ -171,6 +171,27 @@ def test_likely_ends_sooner_and_may_lose_by_it():
     assert all(sure >= quick for quick, sure in zip(scores(likely), scores(certain), strict=True))
 
 
+class Chain:
+    """A reader whose next token hangs on the last one alone."""
+
+    def __init__(self, *shares: list[float]):
+        self.logits = torch.tensor(shares).log()
+
+    def start(self, rows):
+        return self.read([row[-1] for row in rows])
+
+    def read(self, tokens):
+        return self.logits[tokens]
+
+    def select(self, rows, each=1): ...
+
+
+def test_where_length_counts_against_a_text_certain_waits_for_the_next_token_and_not_for_the_last():
+    chain = Chain([1, 0, 0, 0], [0.2, 0.04, 0.75, 0.01], [0.98, 0.01, 0.005, 0.005], [0.6, 0.39, 0.009, 0.001])
+    beams = Beams(width=2, length_penalty=-1.0, patience="certain")
+    assert plain(found(chain, [[3]], beams, limit=7, n=2)) == [[([], "end"), ([1, 2], "end")]]  # not [1], found sooner
+
+
 # --- sameness -----------------------------------------------------------------------------------------------------
 
 
@@ -228,15 +249,15 @@ def test_what_is_hidden_of_a_memory_is_never_heard():
 
 
 def test_sources_leave_the_batch_when_they_are_done():
-    case, sizes = Texts(), []
+    sizes = []
 
-    class Counting(EagerReader):
+    class Counting(SourceReader):
         def read(self, tokens):
-            sizes.append(len(tokens))
+            sizes.append((len(tokens), len(self.memory or ())))
             return super().read(tokens)
 
-    found(Counting(case.model, CONTEXT), PROMPTS, Beams(width=3), limit=[4, 2, 1], end_ids=())
-    assert sizes == [6, 3, 3]
+    found(Counting(translator(), SOURCES, CONTEXT), [[1]] * 3, Beams(width=3), limit=[4, 2, 1], end_ids=())
+    assert sizes == [(6, 2), (3, 1), (3, 1)]  # the beams of a source share its memory
 
 
 # --- ends and bounds ----------------------------------------------------------------------------------------------

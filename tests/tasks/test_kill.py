@@ -24,8 +24,9 @@ def killed_runs(kills: int, text: Path, folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_and_resumed_is_uninterrupted(kills, text, tmp_path):
-    whole, *others = killed_runs(kills, text, tmp_path / "runs")
+@pytest.mark.parametrize("source", ["text", "pairs"])
+def test_killed_and_resumed_is_uninterrupted(kills, source, request, tmp_path):
+    whole, *others = killed_runs(kills, request.getfixturevalue(source), tmp_path / "runs")
     wanted = compared(whole)
     assert others
     assert wanted["metrics.jsonl"].count(b"\n") == 40 + 5  # steps and validations

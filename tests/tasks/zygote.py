@@ -18,8 +18,12 @@ from nextile.tasks.report import Silent
 
 TINY = {
     "compile": False, "precision": "fp32", "batch": 4, "context": 16, "threads": 1, "tokenizer.kind": "char",
-    "model.stack.width": 16, "model.stack.depth": 1, "dropout": 0.1, "validation.every": 9, "checkpoint.every": 4,
+    "dropout": 0.1, "validation.every": 9, "checkpoint.every": 4,
 }  # fmt: skip
+SIZES = {
+    ".txt": {"model.stack.width": 16, "model.stack.depth": 1},
+    ".tsv": {"model.encoder.width": 16, "model.encoder.depth": 1, "model.decoder.depth": 1, "checkpoint.average": 3},
+}
 STEPS = 40
 
 
@@ -28,7 +32,7 @@ def work(text: Path, folder: Path) -> None:
     if (folder / "run.json").exists():
         api.train(resume=folder, report=Silent())
     else:
-        api.train(text, out=folder, steps=STEPS, settings=TINY, report=Silent())
+        api.train(text, out=folder, steps=STEPS, settings=TINY | SIZES[text.suffix], report=Silent())
 
 
 def forked(text: Path, folder: Path) -> int:

@@ -36,7 +36,7 @@ def save_config(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None
     folder = Path(folder)
     if tokenizer is not None:
         tokenizer.save(folder)
-        _write_json(folder / "generation_config.json", _ends(model.spec, tokenizer))
+        _write_json(folder / "generation_config.json", _ends(model.spec, tokenizer) | _longest(model.spec))
     _write_json(folder / "config.json", config_of(model.spec, model, tokenizer))
 
 
@@ -70,6 +70,11 @@ def _ends(spec: Spec, tokenizer: Tokenizer | None) -> dict[str, int | None]:
         return known
     silent = dict.fromkeys(("bos_token_id", "eos_token_id", "forced_eos_token_id"))  # else Marian's own defaults hold
     return {**silent, "decoder_start_token_id": spec.start, "pad_token_id": spec.start, **known}
+
+
+def _longest(spec: Spec) -> dict[str, int]:
+    """How long a translation may become: transformers' own default is 20 tokens."""
+    return {"max_length": spec.context} if isinstance(spec, specs.EncoderDecoder) else {}
 
 
 def _tensors(model: AnyModel) -> dict[str, torch.Tensor]:

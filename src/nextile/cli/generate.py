@@ -28,7 +28,9 @@ RECORD = ("prompt", "text", "tokens", "finish_reason")
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads prompts, one a line.")]
 MaxTokens = Annotated[int, typer.Option(metavar="N", parser=whole(1), help="Stop after so many tokens.")]
-Temperature = Annotated[float, typer.Option(metavar="T", parser=number, help="0 is greedy; above 1 is wilder.")]
+Temperature = Annotated[
+    float | None, typer.Option(metavar="T", parser=number, help="0 is greedy; above 1 is wilder. [default: 0.8]")
+]
 TopK = Annotated[int | None, typer.Option(metavar="K", parser=whole(1), help="Choose among the K likeliest tokens.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", parser=number, help="... that together are this likely.")]
 MinP = Annotated[
@@ -52,7 +54,7 @@ def generate(
     model: options.Name,
     prompt: Prompt = "",
     max_tokens: MaxTokens = 200,
-    temperature: Temperature = 0.8,
+    temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
@@ -75,6 +77,8 @@ def generate(
         raise UsageError("PROMPT and --prompts exclude each other: give one of them")
     if logprobs is not None and not json:
         raise UsageError("--logprobs are shown in JSON only: add --json")
+    if beams is not None and temperature is not None:
+        raise UsageError("--beams and --temperature exclude each other: beams draw nothing")
     batches = _batches(prompt, prompts)
     single = prompts is None and prompt != "-"
 
@@ -82,13 +86,13 @@ def generate(
 
     loaded = api.load(model, device=device, dtype=dtype)
     settings: dict[str, Any] = {
-        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or (),
+        "max_tokens": max_tokens, "temperature": 0.8 if temperature is None else temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or (),
     }  # fmt: skip
-    if single and n == 1 and not json and sys.stdout.isatty():
+    if single and n == 1 and not json and beams is None and sys.stdout.isatty():
         _write_pieces(prompt, loaded.stream(prompt, **settings))
         return
-    answers = _answers(loaded, batches, n=n, logprobs=logprobs, **settings)
+    answers = _answers(loaded, batches, n=n, logprobs=logprobs, beams=beams, **settings)
     if json:
         _write_records(answers)
     elif single:

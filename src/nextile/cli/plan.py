@@ -44,7 +44,7 @@ def plan(
         check_free(Path(out))
     report = choose()
     found = api.plan(
-        data, task=task, preset=preset, minutes=minutes, steps=steps, init=init, recipe=recipe,
+        data or None, task=task, preset=preset, minutes=minutes, steps=steps, init=init, recipe=recipe,
         settings=parse_assignments(settings or []), report=report,
     )  # fmt: skip
     if json:

@@ -50,8 +50,8 @@ def train(
     from nextile.tasks.report import choose
 
     model = api.train(
-        data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, resume=resume, init=init, recipe=recipe,
-        settings=parse_assignments(settings or []), report=choose(quiet=quiet),
+        data or None, task=task, preset=preset, out=out, minutes=minutes, steps=steps, resume=resume, init=init,
+        recipe=recipe, settings=parse_assignments(settings or []), report=choose(quiet=quiet),
     )  # fmt: skip
     if json:
         measured = best_validation(model.folder) if model.folder else {}

@@ -112,7 +112,7 @@ PIECE = 20  # numbers whose highest is taken first: the search among the rest is
 
 
 def highest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of each row of x (S, N) and where they are, as topk finds them, in half the time or less.
+    """The `count` highest of each row of x (S, N) and where they are, as topk finds them, but sooner.
 
     They lie in the `count` pieces whose own highest are highest; a piece is every (N / PIECE)-th number of a row.
     """

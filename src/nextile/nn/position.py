@@ -92,7 +92,11 @@ def within(segments: Tensor) -> Tensor:
 
 
 def sinusoid(positions: Tensor, width: int) -> Tensor:
-    """(..., D): sines of pos / 10000^(2i/D) in the first half, cosines in the second."""
-    exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angle = positions[..., None].float() * 10_000.0**-exponent  # (..., ceil(D/2))
+    """(..., D): sines of pos / 10000^(2i/D) in the first half, cosines in the second.
+
+    In float64, rounded once: an angle of 500 in float32 is off by 3e-5.
+    """
+    exact = torch.float32 if positions.device.type == "mps" else torch.float64  # which has no float64
+    exponent = torch.arange(0, width, 2, device=positions.device, dtype=exact) / width
+    angle = positions[..., None].to(exact) * 10_000.0**-exponent  # (..., ceil(D/2))
     return torch.cat((angle.sin(), angle.cos()), dim=-1)[..., :width]

@@ -219,6 +219,8 @@ class EncoderDecoder(Settings):
             raise ValueError("the decoder has no cross-attention: give decoder.cross")
         if self.encoder.width != self.decoder.width:
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ")
+        if self.start >= (self.target or self.source).vocab:
+            raise ValueError(f"start {self.start} is no token of {(self.target or self.source).vocab}")
         for embed in filter(None, (self.source, self.target)):
             if embed.position is not None and embed.position.length < self.context:
                 raise ValueError(

@@ -19,6 +19,7 @@ from nextile.data.shards import TokenStore, open_store
 from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
 from nextile.models.families import gpt2, qwen3
+from nextile.nn import specs
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
@@ -119,10 +120,11 @@ class LanguageModelling:
     """`--task lm`."""
 
     name = "lm"
+    shape: type[Spec] = specs.Transformer
     preset = "qwen3"
     dropout = 0.1
     label_smoothing = 0.0
-    sizes = STACK_SIZES
+    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Any text."""

@@ -93,6 +93,16 @@ def task_for(sources: Sequence[str], name: str | None) -> Task:
     return task_named(name) if name else next(task for task in TASKS.values() if task.suits(sources))
 
 
+def begin_from(init: str | Path | None, task: Task) -> Pretrained | None:
+    """The model to begin from, if one is named. Errors: UsageError when it cannot do this task."""
+    if init is None:
+        return None
+    base = load(init, device="cpu")
+    if not isinstance(base.spec, task.shape):
+        raise UsageError(f"a run of the task '{task.name}' cannot begin from '{init}', a model of another kind")
+    return base
+
+
 def new_run(
     sources: Sequence[str], settings: RunSettings, *, folder: Path, report: Report, task: str | None = None,
     preset: str | None = None, minutes: float | None = None, steps: int | None = None, init: str | None = None,
@@ -102,7 +112,8 @@ def new_run(
     set_threads(settings.threads)
     check_free(folder)
     clear(folder)
-    work, base = task_for(sources, task), load(init, device="cpu") if init else None
+    work = task_for(sources, task)
+    base = begin_from(init, work)
     data = work.prepare(sources, settings, folder / "data", report, base.tokenizer if base else None)
     plan = make_plan(
         work,

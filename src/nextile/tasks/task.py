@@ -70,6 +70,7 @@ class Task(Protocol):
     """A kind of work: how its data is made, which models it has, what it asks of them."""
 
     name: str
+    shape: type[Spec]  # the models that can do it
     preset: str  # the model's shape when nobody asks for another
     dropout: float  # where the data is scarce
     label_smoothing: float  # when nobody asks for another

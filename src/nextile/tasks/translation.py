@@ -21,6 +21,7 @@ from nextile.data.pairs import PairCorpus, Pairs, are_pairs, open_pairs, split_p
 from nextile.generation.beam import Beams
 from nextile.generation.translate import translate
 from nextile.models.families import marian, modern, prenorm
+from nextile.nn import specs
 from nextile.tasks.language import counted, preset_of, text_measures, with_heads
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings, Validation
@@ -32,12 +33,7 @@ from nextile.training.metrics import bleu, chrf, exact
 from nextile.training.objectives import Objective, next_token, smooth_and_consistent
 
 PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
-STACK_SIZES = {
-    name: (f"encoder.{place}", f"decoder.{place}")
-    for name, place in {
-        "width": "width", "depth": "depth", "heads": "attention.heads", "hidden": "feed_forward.hidden",
-    }.items()
-}  # fmt: skip
+STACK_SIZES = {"width": ("encoder.width", "decoder.width")}  # the two must be the same
 ROOM = 512  # positions that a model is made for, where they cost nothing: sentences to come may be longer
 LEFT_OUT = 0.001  # of the pairs, the longest: rows for them would be mostly empty
 SHOWN = 3  # pairs of a preview
@@ -149,10 +145,11 @@ class Translating:
     """`--task translate`."""
 
     name = "translate"
+    shape: type[Spec] = specs.EncoderDecoder
     preset = "modern"
     dropout = 0.3
     label_smoothing = 0.1
-    sizes = STACK_SIZES
+    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Pairs, by their names."""
@@ -166,7 +163,8 @@ class Translating:
         if corpus.skipped:
             report.warn(f"'{corpus.name}' has {corpus.skipped:,} lines that are empty on both sides: they are left out")
         train, held_out = _parts(corpus, settings.validation, settings.seed)
-        tokenizer = for_pairs(tokenizer or learn_tokenizer(_BothSides(train, train.bytes), settings.tokenizer, report))
+        texts = _BothSides(train, train.bytes)
+        tokenizer = tokenizer or for_pairs(learn_tokenizer(texts, settings.tokenizer, report))
         stores = [
             _store(pairs, tokenizer, folder / name, f"tokenizing ({name})", report)
             for name, pairs in (("train", train), ("validation", held_out))
