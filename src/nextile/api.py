@@ -93,7 +93,7 @@ class Model(Pretrained):
         Of a translator, on pairs, also BLEU, chrF and accuracy (the share of translations that are the reference) of
         what it translates by so many beams; bleu_tokens: sacrebleu's way to split words.
         """
-        sources = [] if data is None else sources_of(data)
+        sources = [] if data is None else _sources_of(data)
         if isinstance(self.spec, specs.EncoderDecoder):
             chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
             return translation.evaluate_pairs(self, sources, report or choose(), beams=chosen, tokens=bleu_tokens)
@@ -198,7 +198,7 @@ def _request(
     if not data:
         raise UsageError("no data to train on: give a file, a folder, '-' or a built-in such as python-docs")
     layers = [read_toml(recipe)] if recipe is not None else []
-    return sources_of(data), resolve(RunSettings, *layers, environment(), settings or {})
+    return _sources_of(data), resolve(RunSettings, *layers, environment(), settings or {})
 
 
 def _refuse_beside_resume(**given: Any) -> None:
@@ -215,7 +215,7 @@ def _refuse_beside_beams(**given: Any) -> None:
         raise UsageError(f"beams seek the likeliest text and draw nothing: leave out {', '.join(extra)}, or the beams")
 
 
-def sources_of(data: Sources) -> list[str]:
+def _sources_of(data: Sources) -> list[str]:
     """One source or several, as strings."""
     return [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nextile.base.errors import NextileError
-from nextile.checkpoint.resume import has_state, latest_state, save_state
+from nextile.checkpoint.resume import average_weights, has_state, latest_state, save_state
 
 
 def tensors(step: int):
@@ -51,3 +51,18 @@ def test_none_whole_or_none_at_all(run, tmp_path):
     assert not has_state(tmp_path / "other")
     with pytest.raises(NextileError, match="holds no training state to resume from"):
         latest_state(tmp_path / "other")
+
+
+def test_as_many_are_kept_as_are_asked_for_and_their_weights_averaged(tmp_path):
+    for step in (10, 20, 40, 70):
+        weights = {"model.w": torch.full((3,), float(step)), "optimizer.count": torch.tensor(step)}
+        save_state(tmp_path, step, weights, {}, kept=3)
+    assert len(list((tmp_path / "state").iterdir())) == 3
+    mean = average_weights(tmp_path, 3)
+    assert mean.keys() == {"w"}
+    assert mean["w"].tolist() == pytest.approx([(20 + 40 + 70) / 3] * 3)
+    assert average_weights(tmp_path, 2)["w"][0].item() == 55.0
+    assert torch.equal(average_weights(tmp_path, 9)["w"], mean["w"])  # as many as there are
+    (tmp_path / "state" / "step-00000020" / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(NextileError, match="is not what was saved"):
+        average_weights(tmp_path, 3)

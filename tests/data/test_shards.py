@@ -37,6 +37,17 @@ def test_every_slice_across_every_border(tmp_path, monkeypatch, shard_tokens, bl
     assert store[2:4].dtype == np.int64
 
 
+@pytest.mark.parametrize("shard_tokens", [1, 2, 5, 100])
+def test_tokens_by_place_and_where_documents_end(tmp_path, shard_tokens):
+    store = write(tmp_path / "s", shard_tokens=shard_tokens)
+    places = np.array([[0, len(TOKENS) - 1, 3], [9, 9, 1]])
+    assert store.take(places).tolist() == [[TOKENS[place] for place in row] for row in places.tolist()]
+    assert store.take(np.empty(0, np.int64)).tolist() == []
+    with pytest.raises(IndexError):
+        store.take(np.array([len(TOKENS)]))
+    assert store.ends().tolist() == [place for place, token in enumerate(TOKENS) if token == 9]
+
+
 def test_what_is_known_of_a_store(tmp_path):
     write(tmp_path / "s")
     store = open_store(tmp_path / "s", verify=True)

@@ -8,7 +8,7 @@ to another pair of the same lengths, so every epoch has as many rows, and a batc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -78,33 +78,55 @@ class Rows:
         return len(self.starts) - 1
 
 
+class _OpenRows:
+    """The rows that have room, by how much of it on both sides."""
+
+    def __init__(self, length: int):
+        self.full = (length, length)
+        self._rows: dict[tuple[int, int], list[int]] = {}
+        self._some = np.zeros((length + 1, length + 1), dtype=bool)  # whether there are rows with this room
+        self._sum = np.add.outer(np.arange(length + 1), np.arange(length + 1))
+
+    def tightest(self, source: int, target: int) -> tuple[int, int] | None:
+        """The least room of a row in which a pair of these lengths fits, if there is one."""
+        found = np.where(self._some[source:, target:], self._sum[source:, target:], 2 * self._sum.max())
+        left, right = np.unravel_index(found.argmin(), found.shape)
+        room = int(left) + source, int(right) + target
+        return room if self._some[room] else None
+
+    def take(self, room: tuple[int, int], count: int) -> list[int]:
+        """Up to `count` rows with this room."""
+        rows = self._rows[room]
+        taken, self._rows[room] = rows[:count], rows[count:]
+        self._some[room] = len(rows) > count
+        return taken
+
+    def put(self, room: tuple[int, int], rows: Sequence[int]) -> None:
+        """Rows that have this room."""
+        self._rows.setdefault(room, []).extend(rows)
+        self._some[room] = True
+
+
 def fill_rows(sizes: np.ndarray, counts: np.ndarray, length: int) -> Rows:
     """Rows of length x length for `counts` (C,) pairs of each class, of `sizes` (C, 2); each size fits in a row."""
     rows: list[list[int]] = []
-    open_rows: dict[tuple[int, int], list[int]] = {}  # rows by what is free on both sides
-    free = np.zeros((length + 1, length + 1), dtype=bool)  # where there are some
-    slack = np.add.outer(np.arange(length + 1), np.arange(length + 1))
-    for index in np.argsort(-sizes.max(1), kind="stable").tolist():
+    waiting = _OpenRows(length)
+    for index in np.argsort(-sizes.max(1), kind="stable").tolist():  # the longest first
         source, target = sizes[index].tolist()
         left = int(counts[index])
         while left:
-            fitting = np.where(free[source:, target:], slack[source:, target:], 4 * length)
-            best = int(fitting.argmin())
-            room = best // fitting.shape[1] + source, best % fitting.shape[1] + target
-            if not free[room]:  # none is open that fits
-                room = length, length
+            room = waiting.tightest(source, target)
+            if room is None:
+                room = waiting.full
                 number = -(-left // min(length // source, length // target))
-                open_rows.setdefault(room, []).extend(range(len(rows), len(rows) + number))
+                waiting.put(room, range(len(rows), len(rows) + number))
                 rows.extend([] for _ in range(number))
-            chosen, open_rows[room] = open_rows[room][:left], open_rows[room][left:]
+            chosen = waiting.take(room, left)
             for row in chosen:
                 rows[row].append(index)
+            waiting.put((room[0] - source, room[1] - target), chosen)
             left -= len(chosen)
-            rest = room[0] - source, room[1] - target
-            open_rows.setdefault(rest, []).extend(chosen)
-            free[room], free[rest] = bool(open_rows[room]), bool(open_rows[rest])
-    starts = np.cumsum([0, *map(len, rows)])
-    return Rows(np.array([index for row in rows for index in row], dtype=np.int64), starts)
+    return Rows(np.array([index for row in rows for index in row], dtype=np.int64), np.cumsum([0, *map(len, rows)]))
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -146,12 +168,9 @@ class PackedPairs:
     def rows(self, step: int) -> Batch:
         """The batch of a step."""
         epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self))
-        chosen = [
-            self._of_row(int(e), int(row))
-            for e, p in zip(epochs, places, strict=True)
-            for row in (self._order(int(e), int(p)),)
-        ]
-        return self._batch(chosen)
+        return self._batch(
+            [self._at(epoch, place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
+        )
 
     def once(self) -> Iterator[Batch]:
         """Every pair that fits, once; the last batch may have fewer rows."""
@@ -165,6 +184,10 @@ class PackedPairs:
         placed = np.empty(len(self._fitting), dtype=np.int64)
         placed[self._by_class] = self._fitting[np.lexsort((random, self._classes))]
         return placed
+
+    def _at(self, epoch: int, place: int) -> np.ndarray:
+        """The pairs of the row that comes at this place of an epoch."""
+        return self._of_row(epoch, self._order(epoch, place))
 
     def _of_row(self, epoch: int, row: int) -> np.ndarray:
         return self._epoch(epoch)[self._rows.starts[row] : self._rows.starts[row + 1]]

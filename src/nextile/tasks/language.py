@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
@@ -20,12 +19,13 @@ from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
 from nextile.models.families import gpt2, qwen3
 from nextile.nn import specs
-from nextile.tasks.report import Report
+from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
+from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
-from nextile.training.metrics import bits_per_byte, perplexity
+from nextile.training.metrics import text_measures
 from nextile.training.objectives import Objective, next_token, smooth_and_consistent
 
 LONGEST_WINDOW = 4096  # tokens of an evaluation's window, however long the model's context
@@ -110,12 +110,6 @@ class TextData:
         return prompt, completion.text
 
 
-def text_measures(nats: float, asked: int, size: int) -> dict[str, float]:
-    """Nats per token, perplexity, bits per byte of a text of `size` bytes."""
-    loss = nats / asked
-    return {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(nats, size)}
-
-
 class LanguageModelling:
     """`--task lm`."""
 
@@ -182,31 +176,6 @@ def _parts(corpus: Corpus, validation: Validation, seed: int) -> tuple[Documents
     return split(corpus, validation.fraction, seed)
 
 
-def default_heads(width: int) -> int:
-    """As many heads of about 64 (32 in a narrow model) as divide the width into even parts."""
-    most = max(1, round(width / (64 if width > 128 else 32)))
-    return next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0 or heads == 1)
-
-
-def with_heads(size: Mapping[str, int]) -> dict[str, int]:
-    """The size with as many heads as suit its width. Errors: UsageError when those asked for do not."""
-    heads = size.get("heads") or default_heads(size["width"])
-    if size["width"] % heads and "head_dim" not in size:
-        raise UsageError(f"width {size['width']} is not a multiple of {heads} heads: change one of them")
-    return {**size, "heads": heads}
-
-
-def preset_of(name: str, presets: Mapping[str, ModuleType]) -> tuple[ModuleType, dict[str, int]]:
-    """The family and the size of a preset; without a size where the name is the family's. Errors: UsageError."""
-    sizes = {size: (family, dict(values)) for family in presets.values() for size, values in family.SIZES.items()}
-    known = {name: (family, {}) for name, family in presets.items()} | {
-        size: found for size, found in sizes.items() if size not in presets
-    }
-    if name not in known:
-        raise UsageError(f"unknown preset '{name}': it is one of {', '.join(known)}")
-    return known[name]
-
-
 def evaluate_text(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
     """How well a model predicts a text, in windows end to end; none: the validation text of the run it comes from.
 
@@ -228,13 +197,6 @@ def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report) -> dict
     device = next(pretrained.model.parameters()).device
     precision = choose_precision("auto", device)
     with report.bar("evaluating", len(store) - 1, "tokens") as bar:
-        batches = counted(validation_batches(store, context=context, batch=max(1, 4096 // context)), bar.advance)
+        batches = counted(validation_batches(store, context=context, batch=max(1, 4096 // context)), bar)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=precision)
     return text_measures(nats, asked, store.text_bytes)
-
-
-def counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
-    """The batches, while somebody is told how many targets went by."""
-    for batch in batches:
-        yield batch
-        advance(batch.weight)

@@ -9,15 +9,18 @@ import textwrap
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from nextile.data.batches import Batch
 
 DELAY = 2.0  # seconds; what ends sooner shows no bar
 EVERY = 5.0  # seconds between the lines of a log, or more: a long run gets longer pauses
@@ -120,6 +123,13 @@ class Bar:
 
     def __exit__(self, *problem: object) -> None:
         self.close()
+
+
+def counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+    """The batches, while a bar is told how many targets went by."""
+    for batch in batches:
+        yield batch
+        bar.advance(batch.weight)
 
 
 class Report(Protocol):

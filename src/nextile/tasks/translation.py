@@ -22,14 +22,14 @@ from nextile.generation.beam import Beams
 from nextile.generation.translate import translate
 from nextile.models.families import marian, modern, prenorm
 from nextile.nn import specs
-from nextile.tasks.language import counted, preset_of, text_measures, with_heads
-from nextile.tasks.report import Report
+from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
+from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
 from nextile.text.pairs import for_pairs, start_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
-from nextile.training.metrics import bleu, chrf, exact
+from nextile.training.metrics import bleu, chrf, exact, text_measures
 from nextile.training.objectives import Objective, next_token, smooth_and_consistent
 
 PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
@@ -257,7 +257,7 @@ def _loss(pretrained: Pretrained, data: PairData, report: Report) -> dict[str, f
         raise NextileError(f"a pair has {longest} tokens and the model reads {context}: leave out or cut such pairs")
     device = next(pretrained.model.parameters()).device
     with report.bar("evaluating", data.validation_tokens, "tokens") as bar:
-        batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer)), bar.advance)
+        batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer)), bar)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=choose_precision("auto", device))
     return data.measures(nats, asked)
 

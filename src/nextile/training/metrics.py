@@ -28,6 +28,12 @@ def bits_per_byte(total_nats: float, text_bytes: int) -> float:
     return total_nats / (text_bytes * math.log(2))
 
 
+def text_measures(nats: float, asked: int, size: int) -> dict[str, float]:
+    """Nats per token, perplexity, bits per byte of a text of `size` bytes."""
+    loss = nats / asked
+    return {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(nats, size)}
+
+
 @dataclass(frozen=True)
 class Score:
     """A measure of a translation, 0 to 100, and the signature that says how exactly it was measured."""
