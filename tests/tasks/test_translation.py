@@ -228,6 +228,21 @@ def test_a_plan_of_a_translator(pairs):
     assert found.task == "translate"
 
 
+def test_pairs_that_are_too_long_are_left_out_and_said(pairs, tmp_path, capsys):
+    import sys
+
+    with open(pairs, "a") as file:
+        file.write("red " * 30 + "\t" + "wall " * 30 + "\n")
+    nextile.train(
+        pairs, out=tmp_path / "run", steps=2, settings={**TINY_PAIRS, "context": 48}, report=Plain(sys.stderr)
+    )
+    assert re.search(
+        r"warning: too long and left out: 1 of 2\d\d pairs to train on \(above 48 tokens\)", capsys.readouterr().err
+    )
+    with pytest.raises(NextileError, match="no pair fits in a context of 2 tokens"):
+        train(pairs, tmp_path / "none", context=2)
+
+
 def test_rows_are_as_long_as_the_pairs_ask_for(pairs, tmp_path):
     train(pairs, tmp_path / "run", context=None)
     data = translation.Translating().open(tmp_path / "run" / "data", nextile.load(tmp_path / "run").tokenizer)

@@ -77,8 +77,8 @@ class TextData:
         """The usual one, if the training text can fill it."""
         return min(usual, len(self.train) - 1)
 
-    def check(self, context: int) -> None:
-        """Errors: NextileError when there is too little text to train or to validate on."""
+    def check(self, context: int) -> str | None:
+        """Nothing to tell. Errors: NextileError when there is too little text to train or to validate on."""
         if len(self.train) <= context:
             raise NextileError(
                 f"the training text has {len(self.train)} tokens, too few for a context of {context}: "
@@ -88,6 +88,7 @@ class TextData:
             raise NextileError(
                 f"the validation text has {len(self.held_out)} token: give more text or a larger validation.fraction"
             )
+        return None
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
         """Windows of the training text, without replacement, in an order of its own each epoch."""

@@ -126,6 +126,8 @@ def new_run(
         fixed=base.spec if base else None,
     )
     report.table("plan", data.facts + plan.rows())
+    if note := data.check(plan.context):
+        report.warn(note)
     run = Run(folder, work, data, plan, settings, report, began)
     if base is not None:
         run.model.load_state_dict(base.model.state_dict())

@@ -45,8 +45,11 @@ class Data(Protocol):
         """The tokens of a row, where the size of the model has `usual` ones."""
         ...
 
-    def check(self, context: int) -> None:
-        """Errors: NextileError when there is too little to train or to validate on in rows of so many tokens."""
+    def check(self, context: int) -> str | None:
+        """What the user should be told of rows of so many tokens, in one line, if anything.
+
+        Errors: NextileError when there is too little to train or to validate on.
+        """
         ...
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:

@@ -37,6 +37,7 @@ STACK_SIZES = {"width": ("encoder.width", "decoder.width")}  # the two must be t
 ROOM = 512  # positions that a model is made for, where they cost nothing: sentences to come may be longer
 LEFT_OUT = 0.001  # of the pairs, the longest: rows for them would be mostly empty
 SHOWN = 3  # pairs of a preview
+BATCH_TOKENS = 4096  # of a batch that is measured
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,10 @@ class PairData:
         kind, size = self.tokenizer.kind, self.tokenizer.vocab_size
         size_in_bytes = sum(side.store.text_bytes for side in (self.train.source, self.train.target))
         per_token = size_in_bytes / max(1, len(self.train.source.store) + len(self.train.target.store))
-        too_long = int((self.train.longest > self.context(0)).sum())
         return [
             ("corpus", f"{len(self.train):,} pairs to train on, {size_in_bytes:,} bytes"),
             ("tokens", f"{kind}, {size:,} kinds for both sides, {per_token:.2f} bytes each"),
-            ("training", f"{self.train_tokens:,} target tokens{f'; {too_long:,} pairs too long' if too_long else ''}"),
+            ("training", f"{self.train_tokens:,} target tokens"),
             ("validation", f"{len(self.held_out):,} pairs, never trained on"),
         ]
 
@@ -100,9 +100,16 @@ class PairData:
         wanted = max(float(np.quantile(longest, 1 - LEFT_OUT)), 3 * float(longest.mean()))
         return min(ROOM, 16 * int(np.ceil(wanted / 16)))
 
-    def check(self, context: int) -> None:
-        """Errors: NextileError when no pair fits in a row."""
-        PackedPairs(self.train, length=context, batch=1, seed=0, start=0)
+    def check(self, context: int) -> str | None:
+        """How many pairs are too long. Errors: NextileError when all of them are."""
+        PackedPairs(self.train, length=context, batch=1, seed=0, start=0)  # refuses when none fits
+        found = {"to train on": (self.train, context), "to validate on": (self.held_out, room(context))}
+        notes = [
+            f"{int((pairs.longest > limit).sum()):,} of {len(pairs):,} pairs {what} (above {limit} tokens)"
+            for what, (pairs, limit) in found.items()
+            if pairs.longest.max() > limit
+        ]
+        return f"too long and left out: {' and '.join(notes)}; set context for longer ones" if notes else None
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
         """Rows of pairs, each pair once an epoch, in an order of its own each epoch."""
@@ -110,8 +117,8 @@ class PairData:
         return partial(packed.micro, accumulate=accumulate)
 
     def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
-        """All pairs that are held out, each once."""
-        return all_pairs(self.held_out, start_of(self.tokenizer))
+        """All pairs that are held out and that the model has room for, each once."""
+        return all_pairs(self.held_out, start_of(self.tokenizer), room(context))
 
     def measures(self, nats: float, asked: int) -> dict[str, float]:
         """Nats per token, perplexity and bits per byte of the targets."""
@@ -135,10 +142,15 @@ class PairData:
         return sources, targets
 
 
-def all_pairs(pairs: PairStore, start: int, batch_tokens: int = 4096) -> Iterator[Batch]:
-    """Every pair once, in rows as long as the longest needs."""
-    length = int(pairs.longest.max())
-    return PackedPairs(pairs, length=length, batch=max(1, batch_tokens // length), seed=0, start=start).once()
+def room(context: int) -> int:
+    """The longest source and target of a model that is trained in rows of `context` tokens."""
+    return max(context, ROOM)
+
+
+def all_pairs(pairs: PairStore, start: int, limit: int) -> Iterator[Batch]:
+    """Every pair of at most `limit` tokens once, in rows as long as the longest needs."""
+    length = min(int(pairs.longest.max()), limit)
+    return PackedPairs(pairs, length=length, batch=max(1, BATCH_TOKENS // length), seed=0, start=start).once()
 
 
 class Translating:
@@ -183,7 +195,7 @@ class Translating:
         family, own = preset_of(preset, PRESETS)
         return family.spec(
             vocab=tokenizer.vocab_size,
-            context=max(context, ROOM),
+            context=room(context),
             dropout=dropout,
             start=start_of(tokenizer),
             **with_heads({**(own or size), **asked}),
@@ -257,7 +269,7 @@ def _loss(pretrained: Pretrained, data: PairData, report: Report) -> dict[str, f
         raise NextileError(f"a pair has {longest} tokens and the model reads {context}: leave out or cut such pairs")
     device = next(pretrained.model.parameters()).device
     with report.bar("evaluating", data.validation_tokens, "tokens") as bar:
-        batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer)), bar)
+        batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer), context), bar)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=choose_precision("auto", device))
     return data.measures(nats, asked)
 
