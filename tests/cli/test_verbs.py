@@ -158,7 +158,7 @@ def test_generate_passes_everything_on(nextile_, library):
 
 def test_generate_by_beams(nextile_, library, terminal):
     terminal()  # beams have nothing to stream
-    assert nextile_("generate", "m", "a", "--beams", "4").out == "A\n0\n"
+    assert nextile_("generate", "m", "a", "--beams", "4").out == "A[2J\n0\n"
     assert library.asked["beams"] == 4
     answer = nextile_("generate", "m", "a", "--beams", "4", "--temperature", "0.5")
     assert (answer.code, answer.out) == (2, "")

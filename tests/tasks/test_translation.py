@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -200,8 +201,6 @@ def test_without_sacrebleu_the_rest_is_measured(learned, monkeypatch, capsys):
         raise NextileError("BLEU and chrF need sacrebleu: pip install 'nextile[mt]'")
 
     monkeypatch.setattr(measures, "_sacrebleu", absent)
-    import sys
-
     found = learned.evaluate(report=Plain(sys.stderr))
     assert "bleu" not in found
     assert found["accuracy"] > 0.9
@@ -229,8 +228,6 @@ def test_a_plan_of_a_translator(pairs):
 
 
 def test_pairs_that_are_too_long_are_left_out_and_said(pairs, tmp_path, capsys):
-    import sys
-
     with open(pairs, "a") as file:
         file.write("red " * 30 + "\t" + "wall " * 30 + "\n")
     nextile.train(
