@@ -23,6 +23,7 @@ from nextile.tasks import language, run, translation
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
 from nextile.tasks.settings import RunSettings
+from nextile.tasks.task import Task
 
 RUNS = Path("runs")
 Sources = str | Path | Sequence[str | Path]
@@ -146,7 +147,7 @@ def train(
         _refuse_beside_resume(data=data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, init=init,
                               recipe=recipe, settings=settings)  # fmt: skip
         return _model(run.resume_run(Path(resume), report))
-    sources, found = _request(data, recipe, settings)
+    work, sources, found = _request(data, task, recipe, settings)
     folder = Path(out) if out is not None else _free_folder(sources[0])
     return _model(
         run.new_run(
@@ -154,7 +155,7 @@ def train(
             found,
             folder=folder,
             report=report,
-            task=task,
+            task=work,
             preset=preset,
             minutes=minutes,
             steps=steps,
@@ -169,8 +170,7 @@ def plan(
     recipe: str | Path | None = None, settings: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Plan:  # fmt: skip
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
-    sources, found = _request(data, recipe, settings)
-    work = run.task_for(sources, task)
+    work, sources, found = _request(data, task, recipe, settings)
     base = run.begin_from(init, work)
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
         prepared = work.prepare(sources, found, Path(folder), report or choose(), base.tokenizer if base else None)
@@ -192,13 +192,14 @@ def _sampling(
 
 
 def _request(
-    data: Sources | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
-) -> tuple[list[str], RunSettings]:
-    """The sources and the settings of a run: defaults < recipe < environment < what was said."""
+    data: Sources | None, task: str | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
+) -> tuple[Task, list[str], RunSettings]:
+    """Task, sources and settings of a run: defaults < the task's < recipe < environment < what was said."""
     if not data:
         raise UsageError("no data to train on: give a file, a folder, '-' or a built-in such as python-docs")
-    layers = [read_toml(recipe)] if recipe is not None else []
-    return _sources_of(data), resolve(RunSettings, *layers, environment(), settings or {})
+    sources, layers = _sources_of(data), [read_toml(recipe)] if recipe is not None else []
+    work = run.task_for(sources, task)
+    return work, sources, resolve(RunSettings, work.settings, *layers, environment(), settings or {})
 
 
 def _refuse_beside_resume(**given: Any) -> None:

@@ -16,6 +16,7 @@ from nextile.nn.tap import record
 from nextile.tasks import run, translation
 from nextile.tasks.report import Plain, Silent
 from nextile.training import metrics as measures
+from nextile.training.optim import AdamW
 
 
 def train(data, folder, *, steps=6, preset=None, task=None, **settings):
@@ -247,3 +248,15 @@ def test_rows_are_as_long_as_the_pairs_ask_for(pairs, tmp_path):
     assert data.context(64) >= 3 * data.train.longest.mean()
     left_out = (data.train.longest > data.context(64)).mean()
     assert left_out <= 0.001
+
+
+def test_a_task_has_defaults_of_its_own_and_everybody_wins_over_them(pairs, tmp_path):
+    def settings(name, **asked):
+        train(pairs, tmp_path / name, steps=1, **asked)
+        return run.read_run(tmp_path / name).settings
+
+    own, other = translation.SETTINGS["optimizer"], settings("asked", label_smoothing=0.0, optimizer="adamw")
+    plain = settings("plain")
+    assert (plain.label_smoothing, plain.optimizer.lr, plain.optimizer.betas) == (0.1, own["lr"], own["betas"])
+    assert (other.label_smoothing, other.optimizer) == (0.0, AdamW())
+    assert settings("one", optimizer__lr=0.5).optimizer == plain.optimizer.model_copy(update={"lr": 0.5})

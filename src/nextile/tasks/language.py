@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
@@ -118,7 +120,7 @@ class LanguageModelling:
     shape: type[Spec] = specs.Transformer
     preset = "qwen3"
     dropout = 0.1
-    label_smoothing = 0.0
+    settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:

@@ -104,7 +104,7 @@ def begin_from(init: str | Path | None, task: Task) -> Pretrained | None:
 
 
 def new_run(
-    sources: Sequence[str], settings: RunSettings, *, folder: Path, report: Report, task: str | None = None,
+    sources: Sequence[str], settings: RunSettings, *, task: Task, folder: Path, report: Report,
     preset: str | None = None, minutes: float | None = None, steps: int | None = None, init: str | None = None,
 ) -> Pretrained:  # fmt: skip
     """Train a model from the beginning and return the best one. Nothing is overwritten: NextileError says why."""
@@ -112,11 +112,10 @@ def new_run(
     set_threads(settings.threads)
     check_free(folder)
     clear(folder)
-    work = task_for(sources, task)
-    base = begin_from(init, work)
-    data = work.prepare(sources, settings, folder / "data", report, base.tokenizer if base else None)
+    base = begin_from(init, task)
+    data = task.prepare(sources, settings, folder / "data", report, base.tokenizer if base else None)
     plan = make_plan(
-        work,
+        task,
         data,
         settings,
         source=" + ".join(sources),
@@ -128,7 +127,7 @@ def new_run(
     report.table("plan", data.facts + plan.rows())
     if note := data.check(plan.context):
         report.warn(note)
-    run = Run(folder, work, data, plan, settings, report, began)
+    run = Run(folder, task, data, plan, settings, report, began)
     if base is not None:
         run.model.load_state_dict(base.model.state_dict())
         run.save()  # what it begins from is not in the settings
@@ -192,8 +191,7 @@ class Run:
         device = choose_device(settings.device)
         self.model = build(plan.model, seed=settings.seed, device=device)
         self.optimizer = Optimizer(self.model, settings.optimizer_settings(), compiled=plan.compiled)
-        smoothing = task.label_smoothing if settings.label_smoothing is None else settings.label_smoothing
-        objective = task.objective(smoothing, settings.r_drop)
+        objective = task.objective(settings.label_smoothing, settings.r_drop)
         self.objective = one_graph(objective) if plan.compiled else objective
         self.batches = data.batches(
             context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed

@@ -57,7 +57,7 @@ class RunSettings(Settings):
     schedule: Schedule = Linear()
     clip: Rate = 1.0  # of the gradient's global norm
     dropout: Probability | None = None
-    label_smoothing: Probability | None = None  # None: 0.1 for translation, else none
+    label_smoothing: Probability = 0.0
     r_drop: Weight = 0.0  # how much two passes with different dropout must agree (Liang et al. 2021)
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()

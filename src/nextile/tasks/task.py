@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Spec
@@ -76,7 +76,7 @@ class Task(Protocol):
     shape: type[Spec]  # the models that can do it
     preset: str  # the model's shape when nobody asks for another
     dropout: float  # where the data is scarce
-    label_smoothing: float  # when nobody asks for another
+    settings: Mapping[str, Any]  # laid over the defaults of all tasks, and under what anybody asks for
     sizes: Mapping[str, tuple[str, ...]]  # where in the model's spec its sizes are: width, depth, heads, hidden
 
     def suits(self, sources: Sequence[str]) -> bool:

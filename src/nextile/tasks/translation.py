@@ -36,6 +36,10 @@ PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
 STACK_SIZES = {"width": ("encoder.width", "decoder.width")}  # the two must be the same
 ROOM = 512  # positions that a model is made for, where they cost nothing: sentences to come may be longer
 LEFT_OUT = 0.001  # of the pairs, the longest: rows for them would be mostly empty
+SETTINGS: Mapping[str, Any] = {
+    "label_smoothing": 0.1,
+    "optimizer": {"type": "muon", "lr": 1e-2, "betas": (0.9, 0.98)},  # tables want more than in a language model
+}
 SHOWN = 3  # pairs of a preview
 BATCH_TOKENS = 4096  # of a batch that is measured
 
@@ -160,7 +164,7 @@ class Translating:
     shape: type[Spec] = specs.EncoderDecoder
     preset = "modern"
     dropout = 0.3
-    label_smoothing = 0.1
+    settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
