@@ -1,7 +1,8 @@
 """`nextile generate`: what a model writes after one prompt or many."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from nextile.base.errors import UsageError
 from nextile.cli import options
 from nextile.cli.options import number, whole
 from nextile.cli.prompts import arriving, in_batches, read_prompts
-from nextile.cli.result import one_a_line, write, write_json
+from nextile.cli.result import answered, one_a_line, write, write_json
 
 EXAMPLES = """
 \b
@@ -92,7 +93,8 @@ def generate(
     if single and n == 1 and not json and beams is None and sys.stdout.isatty():
         _write_pieces(prompt, loaded.stream(prompt, **settings))
         return
-    answers = _answers(loaded, batches, n=n, logprobs=logprobs, beams=beams, **settings)
+    settings |= {"n": n, "logprobs": logprobs, "beams": beams, "details": True}
+    answers = answered(batches, partial(loaded.generate, **settings))
     if json:
         _write_records(answers)
     elif single:
@@ -106,17 +108,6 @@ def _batches(prompt: str, prompts: Path | None) -> Iterable[list[str]]:
     if prompts is not None:
         return in_batches(read_prompts(prompts))
     return arriving(sys.stdin.buffer) if prompt == "-" else [[prompt]]
-
-
-def _answers(loaded: Any, batches: Iterable[list[str]], **settings: Any) -> Iterator[Any]:
-    from nextile.tasks.report import choose
-
-    report = choose()
-    for batch in batches:
-        for answer in loaded.generate(batch, details=True, **settings):
-            if answer.note:
-                report.warn(answer.note)
-            yield answer
 
 
 # --- how they are written ---------------------------------------------------------------------------------------------

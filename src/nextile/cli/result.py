@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -19,6 +20,18 @@ def write(text: str) -> None:
 def one_a_line(text: str) -> str:
     r"""The text in one line, its line breaks as \\r and \\n."""
     return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def answered(batches: Iterable[list[str]], answer: Callable[[list[str]], Iterable[Any]]) -> Iterator[Any]:
+    """The answers to all batches in order; what the user should be told of one goes to standard error."""
+    from nextile.tasks.report import choose
+
+    report = choose()
+    for batch in batches:
+        for found in answer(batch):
+            if found.note:
+                report.warn(found.note)
+            yield found
 
 
 def write_json(value: Any) -> None:

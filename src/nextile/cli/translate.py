@@ -1,7 +1,7 @@
 """`nextile translate`: what a translator makes of one sentence or many."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +9,7 @@ import typer
 from nextile.cli import options
 from nextile.cli.options import number, whole
 from nextile.cli.prompts import arriving
-from nextile.cli.result import one_a_line, write, write_json
+from nextile.cli.result import answered, one_a_line, write, write_json
 
 EXAMPLES = """
 \b
@@ -55,19 +55,8 @@ def translate(
 
     loaded = api.load(model, device=device, dtype=dtype)
     settings: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "n": n, "max_tokens": max_tokens}
-    for found in _translations(loaded, batches, **settings):
+    for found in answered(batches, partial(loaded.translate, details=True, **settings)):
         if json:
             write_json({name: getattr(found, name) for name in RECORD})
         else:
             write(f"{found.score:.4f}\t{one_a_line(found.text)}\n" if n > 1 else one_a_line(found.text) + "\n")
-
-
-def _translations(loaded: Any, batches: Iterable[list[str]], **settings: Any) -> Iterator[Any]:
-    from nextile.tasks.report import choose
-
-    report = choose()
-    for batch in batches:
-        for found in loaded.translate(batch, details=True, **settings):
-            if found.note:
-                report.warn(found.note)
-            yield found
