@@ -38,9 +38,10 @@ ROOM = 512  # positions that a model is made for, where they cost nothing: sente
 LEFT_OUT = 0.001  # of the pairs, the longest: rows for them would be mostly empty
 SETTINGS: Mapping[str, Any] = {
     "label_smoothing": 0.1,
-    "optimizer": {"type": "muon", "lr": 1e-2, "betas": (0.9, 0.98)},  # tables want more than in a language model
+    "optimizer": {"type": "muon", "lr": 5e-3, "betas": (0.9, 0.98)},  # tables want more than in a language model
 }
 SHOWN = 3  # pairs of a preview
+BLEU_RUN = 4  # words: BLEU compares runs up to so many, and is 0 where no reference has one
 BATCH_TOKENS = 4096  # of a batch that is measured
 
 
@@ -288,6 +289,8 @@ def _quality(pretrained: Pretrained, data: PairData, beams: Beams, tokens: str, 
     measured: dict[str, Any] = {"accuracy": exact(found, targets)}
     try:
         scores = {"bleu": bleu(found, targets, tokens), "chrf": chrf(found, targets)}
+        if max(len(target.split()) for target in targets) < BLEU_RUN:
+            del scores["bleu"]
     except UsageError:
         raise
     except NextileError as error:
