@@ -49,8 +49,9 @@ class KeyValues:
     @staticmethod
     def _select(kept: Tensor, rows: Tensor, used: int) -> Tensor:
         chosen = kept[:, :, :used].index_select(0, rows)
-        if len(rows) != len(kept):
+        if len(rows) > len(kept):
             kept = kept.new_zeros(len(rows), *kept.shape[1:])
+        kept = kept[: len(rows)]  # fewer rows stay where the memory is: to allocate and clear costs more than to move
         kept[:, :, :used] = chosen
         return kept
 
