@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nextile.base.device import choose_precision
-from nextile.base.errors import NextileError, UsageError
+from nextile.base.errors import NextileError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Spec
 from nextile.data.batches import Batch
@@ -29,7 +29,7 @@ from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
 from nextile.text.pairs import for_pairs, start_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
-from nextile.training.metrics import bleu, chrf, exact, text_measures
+from nextile.training.metrics import bleu, check_tokenizer, chrf, exact, text_measures
 from nextile.training.objectives import Objective, next_token, smooth_and_consistent
 
 PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
@@ -249,6 +249,7 @@ def evaluate_pairs(
     sacrebleu splits words; "none" for text that is split already. Without sacrebleu there is no BLEU and no chrF.
     Errors: NextileError for what are no pairs; UsageError for an unknown way to split.
     """
+    check_tokenizer(tokens)  # before anything is translated
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
         data = _evaluated(pretrained, sources, Path(folder), report)
         measured = _loss(pretrained, data, report)
@@ -291,8 +292,6 @@ def _quality(pretrained: Pretrained, data: PairData, beams: Beams, tokens: str, 
         scores = {"bleu": bleu(found, targets, tokens), "chrf": chrf(found, targets)}
         if max(len(target.split()) for target in targets) < BLEU_RUN:
             del scores["bleu"]
-    except UsageError:
-        raise
     except NextileError as error:
         report.warn(str(error))
         return measured

@@ -42,6 +42,15 @@ class Score:
     signature: str
 
 
+def check_tokenizer(tokenize: str) -> None:
+    """Errors: UsageError for a way to split words that BLEU does not have here."""
+    if tokenize not in TOKENIZERS:
+        raise UsageError(
+            f"'{tokenize}' is no way to tokenize for BLEU that needs no network and no further package: "
+            f"use one of {', '.join(TOKENIZERS)}"
+        )
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
     """Corpus BLEU (Papineni et al. 2002, Post 2018) of one hypothesis for each reference.
 
@@ -49,11 +58,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
     already, by "char" or "zh" where a language has no spaces.
     Errors: UsageError for another way to split; NextileError without sacrebleu, and for texts that do not match.
     """
-    if tokenize not in TOKENIZERS:
-        raise UsageError(
-            f"'{tokenize}' is no way to tokenize for BLEU that needs no network and no further package: "
-            f"use one of {', '.join(TOKENIZERS)}"
-        )
+    check_tokenizer(tokenize)
     return _score(_sacrebleu().BLEU(tokenize=tokenize, force=tokenize == "none"), hypotheses, references)
 
 
