@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if {i} green bottles should fall" for i in range(400))
@@ -23,6 +24,32 @@ TINY_PAIRS = {name: value for name, value in TINY.items() if not name.startswith
     "model.encoder.depth": 1,
     "model.decoder.depth": 1,
 }  # the same for pairs
+
+
+TINY_PICTURES = {
+    "compile": False,
+    "precision": "fp32",
+    "batch": 8,
+    "threads": 1,
+    "images.size": 8,
+    "model.stack.width": 16,
+    "model.stack.depth": 1,
+}  # the same for pictures
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder with three class folders of 20 pictures each: bright above, bright below, bright at the left."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name, place in (("above", np.s_[:6]), ("below", np.s_[6:]), ("left", np.s_[:, :6])):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 80, (12, 12, 3), dtype=np.uint8)
+            pixels[place] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture

@@ -12,21 +12,25 @@ from nextile.base.config import environment, read_toml, resolve
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.pretrained import load as load_pretrained
+from nextile.checkpoint.store import Processor, Spec
 from nextile.generation.beam import Beams
 from nextile.generation.complete import Completion, complete, complete_by_beams
 from nextile.generation.complete import stream as stream_text
 from nextile.generation.sample import Sampling
 from nextile.generation.translate import Translation, translate
+from nextile.images.processor import Palette
 from nextile.models import count
 from nextile.nn import specs
-from nextile.tasks import language, run, translation
+from nextile.tasks import classification, language, painting, run, translation
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Task
+from nextile.text.tokenizer import Tokenizer
 
 RUNS = Path("runs")
 Sources = str | Path | Sequence[str | Path]
+Picture = str | Path | bytes
 
 
 class Model(Pretrained):
@@ -92,18 +96,48 @@ class Model(Pretrained):
         """Loss in nats per token, perplexity and bits per byte on a text; None: the run's own validation set.
 
         Of a translator, on pairs, also BLEU, chrF and accuracy (the share of translations that are the reference) of
-        what it translates by so many beams; bleu_tokens: sacrebleu's way to split words.
+        what it translates by so many beams; bleu_tokens: sacrebleu's way to split words. Of a classifier, on pictures,
+        loss and accuracy; of a painter loss, perplexity and bits per dimension.
         """
         sources = [] if data is None else _sources_of(data)
+        if isinstance(self.spec, specs.VisionTransformer):
+            return classification.evaluate_classifier(self, sources, report or choose())
+        if isinstance(self.processor, Palette):
+            return painting.evaluate_painter(self, sources, report or choose())
         if isinstance(self.spec, specs.EncoderDecoder):
             chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
             return translation.evaluate_pairs(self, sources, report or choose(), beams=chosen, tokens=bleu_tokens)
         return language.evaluate_text(self, sources, report or choose())
 
+    def classify(self, picture: Picture | Sequence[Picture], *, top: int = 5) -> Any:
+        """The most probable classes of a picture, a file or its bytes, or of each of several.
+
+        Returns [(class, probability), ...], most probable first, or a list of such lists. Errors: UsageError for a
+        model that is no classifier; NextileError naming a file that is no picture.
+        """
+        pictures = [picture] if isinstance(picture, (str, Path, bytes)) else list(picture)
+        found = classification.classify(self, pictures, top)
+        return found[0] if isinstance(picture, (str, Path, bytes)) else found
+
+    def paint(
+        self, n: int = 1, *, start: Picture | None = None, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, min_p: float | None = None, seed: int | None = None, beams: int | None = None,
+        report: Report | None = None,
+    ) -> Any:  # fmt: skip
+        """n pictures as numbers, uint8 (n, H, W, C): from nothing, or from the upper half of `start`.
+
+        temperature, top_k, top_p, min_p, seed: as in `generate`. With beams the n most probable pictures are sought,
+        which are rarely the most beautiful. Errors: UsageError for a model that is no painter.
+        """
+        if beams is not None:
+            _refuse_beside_beams(top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+            return painting.likeliest(self, resolve(Beams, {"width": beams}), n, start)
+        sampling = _sampling(temperature, top_k, top_p, min_p, 1.0, seed)
+        return painting.painted(self, sampling, n, start, report or choose())
+
     def _refuse_translator(self) -> None:
         if isinstance(self.spec, specs.EncoderDecoder):
-            name = "this" if self.folder is None else f"'{self.folder}'"
-            raise UsageError(f"{name} is a translator, not a language model: use nextile translate")
+            raise UsageError(f"{self.called} is a translator, not a language model: use nextile translate")
 
     def describe(self) -> dict[str, Any]:
         """What the model is: family, parameters by part, tokenizer, spec tree."""
@@ -112,11 +146,26 @@ class Model(Pretrained):
         return {
             "family": self.family,
             "parameters": {"total": parameters.total, **by_part},
-            "tokenizer": {"kind": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size},
-            "cache_bytes_per_token": count.cache_memory(self.spec, rows=1, length=1),
+            **_reads(self.processor),
+            **_caches(self.spec),
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "spec": self.spec.model_dump(),
         }
+
+
+def _reads(processor: Processor) -> dict[str, Any]:
+    """What a model's inputs are made by."""
+    if isinstance(processor, Tokenizer):
+        return {"tokenizer": {"kind": processor.kind, "vocab_size": processor.vocab_size}}
+    colours = {"colours": len(processor.colours)} if isinstance(processor, Palette) else {}
+    return {"images": {"size": processor.size, "channels": processor.channels} | colours}
+
+
+def _caches(spec: Spec) -> dict[str, int]:
+    """What a token that was read takes, where tokens are read one after the other."""
+    if isinstance(spec, specs.VisionTransformer):
+        return {}
+    return {"cache_bytes_per_token": count.cache_memory(spec, rows=1, length=1)}
 
 
 def load(name: str | Path, *, device: str | None = None, dtype: Any = None) -> Model:
@@ -136,7 +185,8 @@ def train(
 ) -> Model:  # fmt: skip
     """Train a model and return the best one: on a file, a folder, "-" for standard input, or a built-in name.
 
-    Two files whose lines belong together, or a .tsv, make a translator; else the task is a language model.
+    Two files whose lines belong together, or a .tsv, make a translator; pictures in folders, one a class, or in a
+    Parquet file, a classifier, or with task="paint" a painter; else the task is a language model.
     minutes or steps: the budget; size and learning rate follow. out: the run's folder, runs/NAME when None.
     resume: a run's folder, to go on with it exactly. init: a model to begin from. recipe: a TOML file of settings.
     settings: by dotted name, such as {"lr": 1e-3, "tokenizer.kind": "bpe"}; they win over NEXTILE_* in the
@@ -171,12 +221,12 @@ def plan(
 ) -> Plan:  # fmt: skip
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
     work, sources, found = _request(data, task, recipe, settings)
-    base = run.begin_from(init, work)
+    base = run.begin_from(init)
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
-        prepared = work.prepare(sources, found, Path(folder), report or choose(), base.tokenizer if base else None)
+        prepared = work.prepare(sources, found, Path(folder), report or choose(), base)
         return make_plan(
             work, prepared, found, source=" + ".join(sources), preset=preset, minutes=minutes, steps=steps,
-            fixed=base.spec if base else None,
+            fixed=work.adapt(base, prepared).spec if base else None,
         )  # fmt: skip
 
 
@@ -199,7 +249,17 @@ def _request(
         raise UsageError("no data to train on: give a file, a folder, '-' or a built-in such as python-docs")
     sources, layers = _sources_of(data), [read_toml(recipe)] if recipe is not None else []
     work = run.task_for(sources, task)
-    return work, sources, resolve(RunSettings, work.settings, *layers, environment(), settings or {})
+    layers += [environment(), settings or {}]
+    _refuse_unread(work, layers)
+    return work, sources, resolve(RunSettings, work.settings, *layers)
+
+
+def _refuse_unread(work: Task, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Errors: UsageError for a setting that this task would not read."""
+    given = {name for layer in layers for name in layer}
+    unread = sorted(name for name in given if name.split(".")[0] in work.unread)
+    if unread:
+        raise UsageError(f"setting '{unread[0]}' does nothing in the task '{work.name}': leave it out")
 
 
 def _refuse_beside_resume(**given: Any) -> None:

@@ -133,7 +133,10 @@ def test_shards_with_an_index(folder):
         ("[1]", "holds no JSON object"),
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"model_type": "mamba"}', "model_type 'mamba' is not one that nextile reads: it reads gpt2, marian, qwen3"),
+        (
+            '{"model_type": "mamba"}',
+            "model_type 'mamba' is not one that nextile reads: it reads gpt2, imagegpt, marian, qwen3, vit",
+        ),
         ('{"model_type": "gpt2"}', "'vocab_size' is missing"),
         ('{"model_type": "nextile", "nextile": {"type": "transformer", "context": -1}}', "context"),
     ],

@@ -4,9 +4,11 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import nextile
+from nextile.base.errors import NextileError
 from nextile.cli.main import run
 
 
@@ -68,6 +70,16 @@ class Library(ModuleType):
     def stream(self, prompt, **asked):
         self.asked |= asked
         yield from (prompt.upper(), "\x1b[2J", "\n0")
+
+    def classify(self, name, **asked):
+        self.asked |= asked
+        if name.endswith(".txt"):
+            raise NextileError(f"'{name}' is no picture")
+        return [("cat\x1b[2J", 0.75), ("dog", 0.25)]
+
+    def paint(self, n, **asked):
+        self.asked |= {"n": n, **asked}
+        return np.full((n, 4, 4, 3), 200, dtype=np.uint8)
 
     def evaluate(self, data, *, report, **asked):
         self.asked |= {"data": data, **asked}

@@ -15,6 +15,7 @@ from nextile.checkpoint.weights import load_tensors
 from nextile.nn.tap import record
 from nextile.tasks import run, translation
 from nextile.tasks.report import Plain, Silent
+from nextile.tasks.settings import RunSettings
 from nextile.training import metrics as measures
 from nextile.training.optim import AdamW
 
@@ -116,7 +117,7 @@ def test_the_task_follows_from_the_data(pairs, text, tmp_path):
     assert run.task_for(["numbers-en-de"], None).name == "translate"
     assert run.task_for([str(text)], None).name == "lm"
     assert run.task_for([str(pairs)], "lm").name == "lm"
-    with pytest.raises(UsageError, match="unknown task 'mt': it is one of lm, translate"):
+    with pytest.raises(UsageError, match="unknown task 'mt': it is one of classify, lm, paint, translate"):
         run.task_for([str(text)], "mt")
     with pytest.raises(NextileError, match=re.escape("give a .tsv, two files whose lines belong together")):
         train(text, tmp_path / "run", task="translate")
@@ -243,7 +244,9 @@ def test_pairs_that_are_too_long_are_left_out_and_said(pairs, tmp_path, capsys):
 
 def test_rows_are_as_long_as_the_pairs_ask_for(pairs, tmp_path):
     train(pairs, tmp_path / "run", context=None)
-    data = translation.Translating().open(tmp_path / "run" / "data", nextile.load(tmp_path / "run").tokenizer)
+    data = translation.Translating().open(
+        tmp_path / "run" / "data", RunSettings(), nextile.load(tmp_path / "run").processor
+    )
     assert data.context(64) % 16 == 0
     assert data.context(64) >= 3 * data.train.longest.mean()
     left_out = (data.train.longest > data.context(64)).mean()

@@ -1,4 +1,4 @@
-"""A name or a folder -> a loaded model with its tokenizer."""
+"""A name or a folder -> a loaded model with what it reads by: its tokenizer, or its pictures' processor."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from nextile.base.device import choose_device
-from nextile.base.errors import NextileError
-from nextile.checkpoint.store import Spec, load_model, save_model
+from nextile.base.errors import NextileError, UsageError
+from nextile.checkpoint.store import Processor, Spec, load_model, save_model
+from nextile.images.processor import FILE, ImageProcessor, Palette
+from nextile.images.processor import load_processor as load_image_processor
 from nextile.models.build import AnyModel
 from nextile.text.tokenizer import Tokenizer
 
@@ -18,17 +20,40 @@ FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that runs, what it is, and the tokens that it speaks."""
+    """A model that runs, what it is, and what turns texts or pictures into its inputs."""
 
     model: AnyModel
-    tokenizer: Tokenizer
+    processor: Processor
     spec: Spec
     family: str  # "qwen3", "gpt2", ..., or "nextile" for what no other program knows
     folder: Path | None = None
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokens that it speaks. Errors: UsageError for a model that reads pictures."""
+        if not isinstance(self.processor, Tokenizer):
+            raise UsageError(f"{self.called} reads pictures, not text: use nextile {_verb(self.processor)}")
+        return self.processor
+
+    @property
+    def images(self) -> ImageProcessor:
+        """How it reads pictures. Errors: UsageError for a model that reads text."""
+        if isinstance(self.processor, Tokenizer):
+            raise UsageError(f"{self.called} reads text, not pictures: use nextile generate or translate")
+        return self.processor
+
+    @property
+    def called(self) -> str:
+        """How an error names it."""
+        return "this model" if self.folder is None else f"'{self.folder}'"
+
     def save(self, folder: str | Path) -> None:
         """Write the model folder (see `checkpoint.store`)."""
-        save_model(folder, self.model, self.tokenizer)
+        save_model(folder, self.model, self.processor)
+
+
+def _verb(processor: ImageProcessor) -> str:
+    return "paint" if isinstance(processor, Palette) else "classify"
 
 
 def load(name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None) -> Pretrained:
@@ -39,7 +64,13 @@ def load(name: str | Path, *, device: str | None = None, dtype: str | torch.dtyp
     """
     folder = locate(name)
     model, family = load_model(folder, device=choose_device(device), dtype=_dtype(dtype))
-    return Pretrained(model, Tokenizer.load(folder), model.spec, family, folder)
+    return Pretrained(model, load_processor(folder), model.spec, family, folder)
+
+
+def load_processor(folder: Path) -> Processor:
+    """What a model folder's inputs are made by. Errors: NextileError when that is missing or broken."""
+    reads_text = (folder / "tokenizer.json").exists() or not (folder / FILE).exists()
+    return Tokenizer.load(folder) if reads_text else load_image_processor(folder)
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -12,32 +12,35 @@ from torch import nn
 from nextile.base.errors import NextileError
 from nextile.base.files import atomic_write, inside
 from nextile.checkpoint import convert, weights
-from nextile.models.build import AnyModel, skeleton
+from nextile.images.processor import Normaliser, Palette
+from nextile.models.build import AnyModel, AnySpec, skeleton
 from nextile.models.families.keymap import Rule
 from nextile.models.families.table import family_named, family_of
 from nextile.nn import specs
 from nextile.text.tokenizer import Tokenizer
 
 OURS = "nextile"  # the model_type of what no other program knows
-Spec = specs.Transformer | specs.EncoderDecoder
+Spec = AnySpec
+Processor = Tokenizer | Normaliser | Palette
 
 
-def save_model(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None = None) -> None:
+def save_model(folder: str | Path, model: AnyModel, processor: Processor | None = None) -> None:
     """Write the folder, each file whole or not at all, the weights last.
 
     A family that transformers knows is written in its words, so that transformers loads it; the rest as a spec tree.
     """
-    save_config(folder, model, tokenizer)
+    save_config(folder, model, processor)
     save_weights(folder, model)
 
 
-def save_config(folder: str | Path, model: AnyModel, tokenizer: Tokenizer | None = None) -> None:
+def save_config(folder: str | Path, model: AnyModel, processor: Processor | None = None) -> None:
     """Write all of the folder but the weights."""
     folder = Path(folder)
-    if tokenizer is not None:
-        tokenizer.save(folder)
-        _write_json(folder / "generation_config.json", _ends(model.spec, tokenizer) | _longest(model.spec))
-    _write_json(folder / "config.json", config_of(model.spec, model, tokenizer))
+    if processor is not None:
+        processor.save(folder)
+    if isinstance(processor, Tokenizer):
+        _write_json(folder / "generation_config.json", _ends(model.spec, processor) | _longest(model.spec))
+    _write_json(folder / "config.json", config_of(model.spec, model, processor))
 
 
 def save_weights(folder: str | Path, model: AnyModel) -> None:
@@ -49,24 +52,24 @@ def save_weights(folder: str | Path, model: AnyModel) -> None:
     weights.save_tensors(Path(folder) / "model.safetensors", tensors)
 
 
-def config_of(spec: Spec, model: nn.Module, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def config_of(spec: Spec, model: nn.Module, processor: Processor | None) -> dict[str, Any]:
     """The `config.json` of a model."""
     name = family_of(spec)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    common = {"dtype": dtype, **_ends(spec, tokenizer)}
+    common = {"dtype": dtype, **_ends(spec, processor)}
     if name is None:
         return {"model_type": OURS, **common, OURS: spec.model_dump()}
     family = family_named({"model_type": name})
     return {"architectures": [family.ARCHITECTURE], "model_type": name, **common, **family.to_config(spec)}
 
 
-def _ends(spec: Spec, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def _ends(spec: Spec, reads: Processor | None) -> dict[str, int | None]:
     """The tokens that begin, end and fill a text, as transformers calls them."""
     ids = {}
-    if tokenizer is not None:
-        ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    if isinstance(reads, Tokenizer):
+        ids = {"bos_token_id": reads.begin_id, "eos_token_id": reads.end_id, "pad_token_id": reads.pad_id}
     known: dict[str, int | None] = {name: number for name, number in ids.items() if number is not None}
-    if isinstance(spec, specs.Transformer):
+    if not isinstance(spec, specs.EncoderDecoder):
         return known
     silent = dict.fromkeys(("bos_token_id", "eos_token_id", "forced_eos_token_id"))  # else Marian's own defaults hold
     return {**silent, "decoder_start_token_id": spec.start, "pad_token_id": spec.start, **known}

@@ -1,4 +1,4 @@
-"""`nextile evaluate`: how well a model predicts a text."""
+"""`nextile evaluate`: how well a model predicts a text, translates, classifies or paints."""
 
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ EXAMPLES = """
 Examples:
   nextile evaluate runs/book                  on its own validation text
   nextile evaluate runs/book other.txt --json
+  nextile evaluate runs/photos test.parquet
   nextile evaluate runs/pairs test.en test.de --beams 5 --length-penalty 1.4
 """
 
@@ -32,10 +33,11 @@ def evaluate(
     bleu_tokens: Words = "13a",
     json: options.Json = False,
 ) -> None:
-    """Measure how well a model predicts a text, or translates.
+    """Measure how well a model does what it was trained for.
 
     In nats per token, perplexity and bits per byte, on DATA; without it, on what was held out when MODEL was trained.
-    Of a translator also by BLEU, chrF, and the share of translations that are the reference to the letter.
+    Of a translator also by BLEU, chrF, and the share of translations that are the reference to the letter; of a
+    classifier by the share of pictures that it knows; of a painter by bits per dimension.
     """
     from nextile import api
     from nextile.tasks.report import choose

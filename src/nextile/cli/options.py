@@ -35,7 +35,8 @@ def whole(least: int) -> Callable[[Any], int]:
 
 DATA = (
     "A .txt or .jsonl (also .gz), a folder of these, - for standard input, or python-docs, python-stdlib; "
-    "for a translator a .tsv, two aligned files, or numbers-en-de."
+    "for a translator a .tsv, two aligned files, or numbers-en-de; "
+    "for a classifier a folder of class folders of pictures, a .parquet, or digits."
 )
 SETTING = "Any setting: lr=1e-3, batch=32, tokenizer.kind=bpe, model.stack.depth=6."
 
@@ -45,9 +46,14 @@ Device = Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, ... [d
 Dtype = Annotated[str | None, typer.Option(metavar="T", help="float32, bfloat16. [default: what the file has]")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result to standard output as JSON.")]
 
-Task = Annotated[str | None, typer.Option(metavar="NAME", help="lm or translate. [default: follows from DATA]")]
+Task = Annotated[
+    str | None, typer.Option(metavar="NAME", help="lm, translate, classify or paint. [default: follows from DATA]")
+]
 Preset = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The model's shape: gpt2, marian, ... [default: qwen3, or modern]")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The model's shape: gpt2, marian, vit, ... [default: qwen3, modern, compact, imagegpt]"
+    ),
 ]
 Minutes = Annotated[
     float | None, typer.Option(metavar="M", parser=number, help="Train for so long; size and schedule follow.")

@@ -14,6 +14,8 @@ Examples:
   nextile train book.txt --minutes 30         the best that half an hour gives
   nextile train python-docs --steps 500 --preset gpt2 --out runs/docs
   nextile train english.txt german.txt        a translator from aligned lines; or pairs.tsv
+  nextile train photos/                       a classifier from a folder of pictures for each class
+  nextile train photos/ --task paint          a painter of such pictures
   nextile train --resume runs/docs            go on exactly where it stopped
   cat *.md | nextile train - --set lr=3e-3 --set tokenizer.kind=char
 """

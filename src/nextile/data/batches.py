@@ -25,11 +25,17 @@ ROUNDS = 8  # of the Feistel network: the keys of a permutation are one BLAKE2b 
 Item = TypeVar("Item")
 
 
+def asked(targets: Tensor) -> Tensor:
+    """Which targets count: of tokens (B, T) those that are not IGNORE, of classes (B, K) each row."""
+    return targets.sum(-1) > 0 if targets.is_floating_point() else targets != IGNORE
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What a model is given and asked: inputs (B, T) and targets (B, T), int64; `weight`: how many targets are asked.
 
     beside: what else it is given, (B, ...) each: a translator the target so far, and which pair each token belongs to.
+    Of pictures the inputs are (B, C, H, W), and the targets the probabilities of their classes, float (B, K).
     """
 
     inputs: Tensor
@@ -40,7 +46,7 @@ class Batch:
     @classmethod
     def of(cls, inputs: Tensor, targets: Tensor, beside: tuple[Tensor, ...] = ()) -> Batch:
         """A batch with its weight counted."""
-        return cls(inputs, targets, int((targets != IGNORE).sum()), beside)
+        return cls(inputs, targets, int(asked(targets).sum()), beside)
 
     @property
     def given(self) -> tuple[Tensor, ...]:

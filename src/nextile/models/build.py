@@ -4,27 +4,31 @@ import torch
 
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.models.transformer import Transformer
+from nextile.models.vision import VisionTransformer
 from nextile.nn import specs
 from nextile.nn.init import initialise
 
-MODULES = {specs.Transformer: Transformer, specs.EncoderDecoder: EncoderDecoder}
-AnyModel = Transformer | EncoderDecoder
+MODULES = {
+    specs.Transformer: Transformer,
+    specs.EncoderDecoder: EncoderDecoder,
+    specs.VisionTransformer: VisionTransformer,
+}
+AnyModel = Transformer | EncoderDecoder | VisionTransformer
+AnySpec = specs.Transformer | specs.EncoderDecoder | specs.VisionTransformer
 
 
-def depth(spec: specs.Transformer | specs.EncoderDecoder) -> int:
+def depth(spec: AnySpec) -> int:
     """The depth of the stack that predicts."""
-    return spec.stack.depth if isinstance(spec, specs.Transformer) else spec.decoder.depth
+    return spec.decoder.depth if isinstance(spec, specs.EncoderDecoder) else spec.stack.depth
 
 
-def skeleton(spec: specs.Transformer | specs.EncoderDecoder) -> AnyModel:
+def skeleton(spec: AnySpec) -> AnyModel:
     """The model without memory for its numbers (the meta device): to count, or to be given a checkpoint's."""
     with torch.device("meta"):
         return MODULES[type(spec)](spec)
 
 
-def build(
-    spec: specs.Transformer | specs.EncoderDecoder, *, seed: int = 0, device: torch.device | str = "cpu"
-) -> AnyModel:
+def build(spec: AnySpec, *, seed: int = 0, device: torch.device | str = "cpu") -> AnyModel:
     """The model of this spec, freshly initialised: the same seed gives the same numbers on every device."""
     with torch.device("cpu"):
         model = MODULES[type(spec)](spec)

@@ -2,13 +2,16 @@
 
 Conventions: a multiply-add is 2 FLOPs; training costs three forward passes (one forward, two backward); causal
 attention is counted at half of its square, since a kernel may skip the other half (PaLM's convention counts it all).
-An encoder-decoder is counted per token of the target, beside a source of the same length.
+An encoder-decoder is counted per token of the target, beside a source of the same length; a picture's embedding and
+its classes are spread over its vectors.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
+from operator import mul
 
-from nextile.models.build import skeleton
+from nextile.models.build import AnySpec, skeleton
 from nextile.nn import specs
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -55,15 +58,27 @@ def feed_forward_parameters(spec: specs.MLP | specs.GatedMLP, width: int) -> int
     return (ups + 1) * width * spec.hidden + (ups * spec.hidden + width if spec.bias else 0)
 
 
-def stacks_of(spec: specs.Transformer | specs.EncoderDecoder) -> list[specs.Stack]:
+Embedding = specs.TokenEmbedding | specs.PatchEmbedding | specs.ConvEmbedding
+
+
+def stacks_of(spec: AnySpec) -> list[specs.Stack]:
     """All of a model's, the one that predicts last."""
-    return [spec.stack] if isinstance(spec, specs.Transformer) else [spec.encoder, spec.decoder]
+    return [spec.encoder, spec.decoder] if isinstance(spec, specs.EncoderDecoder) else [spec.stack]
 
 
-def embeddings_of(spec: specs.Transformer | specs.EncoderDecoder) -> list[specs.TokenEmbedding]:
-    """All of a model's, that of what is predicted last."""
-    embeds = [spec.embed] if isinstance(spec, specs.Transformer) else [spec.source, spec.target]
+def embeddings_of(spec: AnySpec) -> list[Embedding]:
+    """All of a model's."""
+    embeds = [spec.source, spec.target] if isinstance(spec, specs.EncoderDecoder) else [spec.embed]
     return [embed for embed in embeds if embed]
+
+
+def outputs_of(spec: AnySpec) -> int:
+    """How many scores the head gives: tokens of the vocabulary, or classes."""
+    if isinstance(spec, specs.VisionTransformer):
+        return len(spec.head.classes)
+    if isinstance(spec.head, specs.LinearHead) and spec.head.vocab:
+        return spec.head.vocab
+    return (spec.target or spec.source).vocab if isinstance(spec, specs.EncoderDecoder) else spec.embed.vocab
 
 
 def attentions_of(stack: specs.Stack) -> list[specs.Attention]:
@@ -84,28 +99,56 @@ def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
     return attention, feed_forward, norm
 
 
-def embedding_parameters(embed: specs.TokenEmbedding, width: int) -> int:
-    """Tokens and learned positions."""
-    learned = embed.position.length if isinstance(embed.position, specs.Learned) else 0
-    return (embed.vocab + learned) * width
+def convolutions(embed: specs.ConvEmbedding, width: int) -> list[tuple[int, int]]:
+    """Of each convolution its weights, and the pixels of what it gives."""
+    channels = (embed.channels, *embed.hidden, width)
+    sides = [-(-embed.image // 2**i) for i in range(len(channels) - 1)]
+    weights = [before * after * embed.kernel**2 for before, after in pairwise(channels)]
+    return [(weight, side**2) for weight, side in zip(weights, sides, strict=True)]
 
 
-def head_parameters(head: specs.TiedHead | specs.LinearHead, vocab: int, width: int) -> int:
-    """Its own matrix if it has one, and its bias."""
-    return (vocab * width if isinstance(head, specs.LinearHead) else 0) + (vocab if head.bias else 0)
+def embedding_parameters(embed: Embedding, width: int, summaries: int = 0) -> int:
+    """What tokens or pictures become vectors by, the summaries before them, and learned positions."""
+    if isinstance(embed, specs.TokenEmbedding):
+        learned = embed.position.length if isinstance(embed.position, specs.Learned) else 0
+        return (embed.vocab + learned) * width
+    placed = (embed.tokens + 2 * summaries) * width  # a summary has a place as well
+    if isinstance(embed, specs.PatchEmbedding):
+        return placed + (embed.channels * embed.patch**2 + 1) * width
+    return placed + sum(weights for weights, _ in convolutions(embed, width))
 
 
-def parameters(spec: specs.Transformer | specs.EncoderDecoder) -> Parameters:
+def embedding_flops(embed: Embedding, width: int) -> float:
+    """FLOPs of a picture's embedding; a token's is looked up."""
+    if isinstance(embed, specs.PatchEmbedding):
+        return 2 * embed.tokens * embed.channels * embed.patch**2 * width
+    if isinstance(embed, specs.ConvEmbedding):
+        return 2 * sum(weights * pixels for weights, pixels in convolutions(embed, width))
+    return 0.0
+
+
+def head_parameters(spec: AnySpec, width: int) -> int:
+    """Its own matrix if it has one, its bias, and what weighs the vectors."""
+    outputs, bias = outputs_of(spec), outputs_of(spec) if spec.head.bias else 0
+    weighing = width + 1 if isinstance(spec.head, specs.WeightedHead) else 0
+    return (0 if isinstance(spec.head, specs.TiedHead) else outputs * width) + bias + weighing
+
+
+def _norm_of(embed: Embedding) -> specs.LayerNorm | specs.RMSNorm | None:
+    return embed.norm if isinstance(embed, specs.TokenEmbedding) else None
+
+
+def parameters(spec: AnySpec) -> Parameters:
     """Counted from the spec. Errors: AssertionError if the built model disagrees."""
     stacks, embeds = stacks_of(spec), embeddings_of(spec)
-    width, vocab = stacks[-1].width, embeds[-1].vocab
+    width, summaries = stacks[-1].width, spec.summaries if isinstance(spec, specs.VisionTransformer) else 0
     attention, feed_forward, norm = (sum(part) for part in zip(*map(stack_parameters, stacks), strict=True))
     counted = Parameters(
-        embedding=sum(embedding_parameters(embed, width) for embed in embeds),
+        embedding=sum(embedding_parameters(embed, width, summaries) for embed in embeds),
         attention=attention,
         feed_forward=feed_forward,
-        norm=norm + sum(norm_parameters(embed.norm, width) for embed in embeds),
-        head=head_parameters(spec.head, vocab, width),
+        norm=norm + sum(norm_parameters(_norm_of(embed), width) for embed in embeds),
+        head=head_parameters(spec, width),
     )
     built = sum(prod(parameter.shape) for parameter in skeleton(spec).parameters())
     assert counted.total == built, f"counted {counted.total} parameters, built {built}"
@@ -121,14 +164,17 @@ def score_flops(stack: specs.Stack, length: int) -> float:
     return stack.depth * 2 * 2 * pairs
 
 
-def forward_flops(spec: specs.Transformer | specs.EncoderDecoder, length: int) -> float:
+def forward_flops(spec: AnySpec, length: int) -> float:
     """FLOPs per token of one forward pass over `length` tokens."""
     scores = sum(score_flops(stack, length) for stack in stacks_of(spec))
-    head = 2 * stacks_of(spec)[-1].width * embeddings_of(spec)[-1].vocab
-    return 2 * parameters(spec).matrices + scores + head
+    width = stacks_of(spec)[-1].width
+    ends = 2.0 * width * outputs_of(spec)
+    if isinstance(spec, specs.VisionTransformer):
+        ends = (ends + embedding_flops(spec.embed, width)) / spec.context
+    return 2 * parameters(spec).matrices + scores + ends
 
 
-def training_flops(spec: specs.Transformer | specs.EncoderDecoder, length: int) -> float:
+def training_flops(spec: AnySpec, length: int) -> float:
     """FLOPs per token of one training step."""
     return 3 * forward_flops(spec, length)
 
@@ -143,9 +189,16 @@ def kept_memory(stack: specs.Stack, length: int, number: int) -> int:
     return stack.depth * kept
 
 
-def training_memory(
-    spec: specs.Transformer | specs.EncoderDecoder, *, rows: int, length: int, precision: str = "fp32", states: int = 2
-) -> int:
+def pictures_memory(spec: AnySpec, number: int) -> int:
+    """Bytes that the embedding of one picture keeps for its backward pass, if it is one of pictures."""
+    if not isinstance(spec, specs.VisionTransformer) or not isinstance(spec.embed, specs.ConvEmbedding):
+        return 0
+    channels = (*spec.embed.hidden, spec.stack.width)
+    pixels = [pixels for _, pixels in convolutions(spec.embed, spec.stack.width)]
+    return 3 * number * sum(map(mul, channels, pixels))  # of each: its result, what ReLU made of it, and the pooling's
+
+
+def training_memory(spec: AnySpec, *, rows: int, length: int, precision: str = "fp32", states: int = 2) -> int:
     """Bytes that a training step needs at its peak, estimated.
 
     Masters, gradients (as they come, and gathered for the update) and `states` optimizer moments in fp32; what each
@@ -154,12 +207,10 @@ def training_memory(
     """
     fixed = parameters(spec).total * 4 * (3 + states)
     kept = sum(kept_memory(stack, length, BYTES[precision]) for stack in stacks_of(spec))
-    return fixed + rows * length * (kept + 3 * 4 * embeddings_of(spec)[-1].vocab)
+    return fixed + rows * length * (kept + 3 * 4 * outputs_of(spec)) + rows * pictures_memory(spec, BYTES[precision])
 
 
-def cache_memory(
-    spec: specs.Transformer | specs.EncoderDecoder, *, rows: int, length: int, precision: str = "fp32"
-) -> int:
+def cache_memory(spec: AnySpec, *, rows: int, length: int, precision: str = "fp32") -> int:
     """Bytes of the keys and values of `rows` texts of `length` tokens in the stack that predicts."""
     stack = stacks_of(spec)[-1]
     kept = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nextile.nn import specs
 from nextile.nn.attention import CrossAttention, Place, SelfAttention
 from nextile.nn.cache import KeyValues
-from nextile.nn.dropout import Dropout
+from nextile.nn.dropout import Dropout, StochasticDepth
 from nextile.nn.feedforward import make_feed_forward
 from nextile.nn.norm import make_norm
 from nextile.nn.tap import tap
@@ -17,9 +17,9 @@ from nextile.nn.tap import tap
 class ResidualBefore(nn.Module):
     """x + f(norm(x)): the input stays, gradients flow (pre-norm; Xiong et al. 2020)."""
 
-    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float):
+    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: nn.Module):
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, Dropout(dropout)
+        self.inner, self.norm, self.dropout = inner, norm, dropout
 
     def forward(self, x: Tensor, *context) -> Tensor:
         return x + self.dropout(self.inner(self.norm(x), *context))
@@ -38,11 +38,14 @@ RESIDUALS = {"before": ResidualBefore, "after": ResidualAfter}
 class Block(nn.Module):
     """Self-attention, cross-attention when there is a memory, feed-forward."""
 
-    def __init__(self, spec: specs.Stack):
+    def __init__(self, spec: specs.Stack, index: int = 0):
         super().__init__()
+        left_out = spec.stochastic_depth * index / max(1, spec.depth - 1)  # the deeper, the more often
 
         def residual(inner: nn.Module) -> nn.Module:
-            return RESIDUALS[spec.norm_place](inner, make_norm(spec.norm, spec.width), spec.dropout)
+            dropout: nn.Module = Dropout(spec.dropout)
+            dropout = nn.Sequential(dropout, StochasticDepth(left_out)) if left_out else dropout
+            return RESIDUALS[spec.norm_place](inner, make_norm(spec.norm, spec.width), dropout)
 
         self.self_attention = residual(SelfAttention(spec.attention, spec.width))
         self.cross_attention = residual(CrossAttention(spec.cross, spec.width)) if spec.cross else None

@@ -1,4 +1,4 @@
-"""Dropout: in training a share of the numbers is left out and the rest scaled up (Srivastava et al. 2014)."""
+"""Dropout: in training a share of the numbers, or of whole parts, is left out and the rest scaled up."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
-    """x with about this share of its numbers 0 and the others / (1 - share).
+    """x with about this share of its numbers 0 and the others / (1 - share) (Srivastava et al. 2014).
 
     In a compiled graph on CPU who stays follows from a hash of the place and one drawn number: it fuses with what
     stands beside it, where the generator's own numbers, drawn one by one, take a third of a training step.
@@ -35,3 +35,18 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.share) if self.training else x
+
+
+class StochasticDepth(nn.Module):
+    """In training leaves out all of x for a share of the rows of a batch (Huang et al. 2016)."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.share == 0.0:
+            return x
+        drawn = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device)
+        return x * (drawn >= self.share).to(x.dtype) / (1.0 - self.share)

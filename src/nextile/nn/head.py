@@ -1,6 +1,6 @@
-"""De-embedding: vectors become scores over the vocabulary.
+"""De-embedding: vectors become scores over the vocabulary, or over the classes of a picture.
 
-Shapes: B batch, T time, D width, V vocabulary.
+Shapes: B batch, T time, D width, V vocabulary, K classes.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nextile.nn import specs
 from nextile.nn.embed import TokenEmbedding
 from nextile.nn.linear import Linear, linear
+from nextile.nn.tap import tap
 
 
 class TiedHead(nn.Module):
@@ -36,7 +37,7 @@ class LinearHead(Linear):
 
     def __init__(self, spec: specs.LinearHead, embed: TokenEmbedding):
         vocab, width = embed.token.weight.shape
-        super().__init__(width, vocab, bias=spec.bias)
+        super().__init__(width, spec.vocab or vocab, bias=spec.bias)
 
 
 MODULES = {specs.TiedHead: TiedHead, specs.LinearHead: LinearHead}
@@ -45,3 +46,52 @@ MODULES = {specs.TiedHead: TiedHead, specs.LinearHead: LinearHead}
 def make_head(spec: specs.TiedHead | specs.LinearHead, embed: TokenEmbedding) -> nn.Module:
     """The module that the spec's type names."""
     return MODULES[type(spec)](spec, embed)
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+class SummaryHead(Linear):
+    """From the first vector, which stands for the whole picture (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, spec: specs.SummaryHead | specs.MeanHead | specs.WeightedHead, width: int):
+        super().__init__(width, len(spec.classes), bias=spec.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, T, D) -> (B, K)."""
+        pooled = self.pool(input)  # (B, D)
+        tap(self, "pooled", pooled)
+        return super().forward(pooled)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        return x[:, 0]
+
+
+class MeanHead(SummaryHead):
+    """From the mean of all vectors."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+class WeightedHead(SummaryHead):
+    """From their weighted mean; the weights are a softmax of what a learned vector says of each."""
+
+    def __init__(self, spec: specs.WeightedHead, width: int):
+        super().__init__(spec, width)
+        self.importance = Linear(width, 1)
+
+    def pool(self, x: Tensor) -> Tensor:
+        scores = self.importance(x)  # (B, T, 1)
+        weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(1).to(x.dtype)
+        tap(self, "weights", weights)
+        return (weights.mT @ x)[:, 0]
+
+
+CLASS_MODULES = {specs.SummaryHead: SummaryHead, specs.MeanHead: MeanHead, specs.WeightedHead: WeightedHead}
+
+
+def make_class_head(spec: specs.SummaryHead | specs.MeanHead | specs.WeightedHead, width: int) -> nn.Module:
+    """The module that the spec's type names."""
+    return CLASS_MODULES[type(spec)](spec, width)

@@ -39,7 +39,17 @@ class Branch(Normal):
         parameter.normal_(0.0, self.std / math.sqrt(2 * depth), generator=generator)
 
 
+@dataclass(frozen=True)
+class Kaiming:
+    """Drawn from a normal distribution that keeps the scale of what passes through it and ReLU (He et al. 2015)."""
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place; of a convolution's weights (out, in, height, width)."""
+        nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+
+
 TABLE = (
+    ("*.convolutions.*.weight", Kaiming()),
     ("*norm.weight", Constant(1.0)),
     ("*.bias", Constant(0.0)),
     ("*.inner.out.weight", Branch(0.02)),

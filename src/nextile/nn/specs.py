@@ -16,6 +16,8 @@ Depth = Annotated[int, Field(ge=1, le=1024)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Length = Annotated[int, Field(ge=1, le=1 << 24)]
 Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
+Side = Annotated[int, Field(ge=1, le=1 << 12)]  # of a square picture, in pixels
+Channels = Literal[1, 3]  # grey, or red, green and blue
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -140,6 +142,7 @@ class Stack(Settings):
     cross: Attention | None = None  # present: every block also attends to a memory
     position: AttendedPosition | None = None  # None: positions, if any, are in the embedding
     dropout: Probability = 0.0
+    stochastic_depth: Probability = 0.0  # how often training leaves out a part of the last block; of the first: never
 
     @model_validator(mode="after")
     def _heads_fit(self):
@@ -179,6 +182,7 @@ class LinearHead(Settings):
 
     type: Literal["linear"] = "linear"
     bias: bool = False
+    vocab: Vocabulary | None = None  # None: all that the embedding has; image-GPT never predicts its first token
 
 
 Head = Annotated[TiedHead | LinearHead, Field(discriminator="type")]
@@ -229,4 +233,123 @@ class EncoderDecoder(Settings):
         return self
 
 
-Model = Annotated[Transformer | EncoderDecoder, Field(discriminator="type")]
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+class PatchEmbedding(Settings):
+    """Squares of a picture -> vectors by one matrix, and learned places (Dosovitskiy et al. 2021, ViT)."""
+
+    type: Literal["patches"] = "patches"
+    image: Side
+    patch: Side
+    channels: Channels = 3
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.image % self.patch:
+            raise ValueError(f"pictures of {self.image} pixels do not divide into patches of {self.patch}")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """How many vectors a picture becomes."""
+        return (self.image // self.patch) ** 2
+
+
+class ConvEmbedding(Settings):
+    """Convolutions, each halving the picture, -> vectors, and learned places (Hassani et al. 2021, CCT)."""
+
+    type: Literal["convolutions"] = "convolutions"
+    image: Side
+    channels: Channels = 3
+    hidden: Annotated[tuple[Width, ...], Field(max_length=8)] = ()  # channels of those before the last
+    kernel: Annotated[int, Field(ge=1, le=31)] = 3
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _odd(self):
+        if self.kernel % 2 == 0:
+            raise ValueError(f"a kernel of {self.kernel} has no middle: take an odd one")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """How many vectors a picture becomes."""
+        return (-(-self.image // 2 ** (len(self.hidden) + 1))) ** 2
+
+
+ImageEmbedding = Annotated[PatchEmbedding | ConvEmbedding | TokenEmbedding, Field(discriminator="type")]
+
+Classes = Annotated[
+    tuple[Annotated[str, Field(max_length=1000)], ...], Field(min_length=1, max_length=1 << 20)
+]  # their names
+
+
+class SummaryHead(Settings):
+    """Classes from a trained vector that stands before the patches and has looked at all of them (ViT)."""
+
+    type: Literal["summary"] = "summary"
+    classes: Classes
+    bias: bool = True
+
+
+class MeanHead(Settings):
+    """Classes from the mean of all vectors (image-GPT)."""
+
+    type: Literal["mean"] = "mean"
+    classes: Classes
+    bias: bool = True
+
+
+class WeightedHead(Settings):
+    """Classes from a mean of all vectors whose weights are learned (Hassani et al. 2021, sequence pooling)."""
+
+    type: Literal["weighted"] = "weighted"
+    classes: Classes
+    bias: bool = True
+
+
+ClassHead = Annotated[SummaryHead | MeanHead | WeightedHead, Field(discriminator="type")]
+
+
+class VisionTransformer(Settings):
+    """embed -> stack -> head: a picture in, a class out."""
+
+    type: Literal["vision"] = "vision"
+    embed: ImageEmbedding
+    stack: Stack
+    head: ClassHead
+
+    @model_validator(mode="after")
+    def _places_fit(self):
+        if isinstance(self.embed, TokenEmbedding):
+            if self.embed.position is None:
+                raise ValueError("tokens of a picture need embed.position, whose length is their number")
+            if isinstance(self.head, SummaryHead):
+                raise ValueError("tokens of a picture have no summary before them: head.type is mean or weighted")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_all(self):
+        if self.stack.cross is not None:
+            raise ValueError("a picture has no memory to attend to: leave out stack.cross")
+        if self.stack.causal and isinstance(self.head, SummaryHead):
+            raise ValueError("in a causal stack the summary, which comes first, sees nothing: head.type is mean")
+        return self
+
+    @property
+    def summaries(self) -> int:
+        """How many vectors stand before those of the picture."""
+        return 1 if isinstance(self.head, SummaryHead) else 0
+
+    @property
+    def context(self) -> int:
+        """The vectors of a picture, with the summary."""
+        if isinstance(self.embed, TokenEmbedding):
+            assert self.embed.position is not None
+            return self.embed.position.length
+        return self.embed.tokens + self.summaries
+
+
+Model = Annotated[Transformer | EncoderDecoder | VisionTransformer, Field(discriminator="type")]

@@ -63,7 +63,7 @@ class TransformerStack(nn.Module):
         super().__init__()
         self.spec = spec
         head_width = spec.attention.head_width(spec.width)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(spec, index) for index in range(spec.depth))
         self.norm = make_norm(spec.norm, spec.width) if spec.norm_place == "before" else nn.Identity()
         self.rotary = RotaryPosition(spec.position, head_width) if isinstance(spec.position, specs.Rotary) else None
         bias = BIASES.get(type(spec.position))

@@ -21,6 +21,7 @@ import numpy as np
 
 from nextile.base.files import atomic_write
 from nextile.tasks.report import clock, one_line
+from nextile.training.metrics import KINDS, kind_of, told
 
 MOST = 2000  # points of a line
 STRETCH = 80  # the smooth line looks this part of all points, one eightieth, to either side
@@ -90,10 +91,11 @@ class Curve:
     """What is drawn of a run."""
 
     title: str
-    training: Line  # nats per token
+    kind: str  # which of metrics.KINDS its measures are
+    training: Line  # nats
     smooth: Line
     validation: Line
-    bits: Line  # per byte of the validation text
+    beside: Line  # what is told besides the validation's loss
     seconds: Line  # since the run began; empty where nobody timed it
 
     def when(self, steps: np.ndarray) -> np.ndarray:
@@ -106,8 +108,15 @@ class Curve:
         if not len(self.validation):
             return "no validation yet"
         at = int(np.argmin(self.validation.values))
-        bits = f", {self.bits.values[at]:.4f} bits per byte" if len(self.bits) == len(self.validation) else ""
-        return f"{self.validation.values[at]:.4f} nats per token{bits}, at step {self.validation.steps[at]:,.0f}"
+        measures = {"loss": float(self.validation.values[at])}
+        if len(self.beside) == len(self.validation):
+            measures[self.kind] = float(self.beside.values[at])
+        return f"{told(measures, self.kind)}, at step {self.validation.steps[at]:,.0f}"
+
+    @property
+    def unit(self) -> str:
+        """Of the losses."""
+        return KINDS[self.kind].unit
 
 
 def read_curve(run: Path, title: str) -> Curve | None:
@@ -116,9 +125,10 @@ def read_curve(run: Path, title: str) -> Curve | None:
     training, validation = _line(metrics, "loss"), _line(metrics, "val_loss")
     if not len(training) + len(validation):
         return None
+    kind = kind_of(best_validation(run))
     return Curve(
-        one_line(title), training.thinned(), training.smoothed().thinned(), validation.thinned(),
-        _line(metrics, "val_bits_per_byte").thinned(), _line(run / "speed.jsonl", "seconds").thinned(),
+        one_line(title), kind, training.thinned(), training.smoothed().thinned(), validation.thinned(),
+        _line(metrics, f"val_{kind}").thinned(), _line(run / "speed.jsonl", "seconds").thinned(),
     )  # fmt: skip
 
 
@@ -273,7 +283,7 @@ class Chart:
         lines = self._line(curve.training, "training faint") + self._line(curve.smooth, "training")
         return (
             f'<svg class="{self.name}" data-by="{self.name}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="losses in nats per token; best validation: {curve.best}">'
+            f'aria-label="losses in {curve.unit}; best validation: {curve.best}">'
             f'<clipPath id="{self.name}"><rect x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP}"/>'
             f'</clipPath>{self._rows()}{self._columns()}{self._names()}<g clip-path="url(#{self.name})">{lines}</g>'
             f"{self._line(curve.validation, 'validation')}{self._dots(curve.validation)}"
@@ -316,7 +326,7 @@ class Chart:
         """What the numbers are."""
         middle, below = (LEFT + RIGHT) // 2, "time" if self.timed else "step"
         return (
-            f'<text x="0" y="14">nats per token</text>'
+            f'<text x="0" y="14">{self.curve.unit}</text>'
             f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{below}</text>'
         )
 
@@ -326,10 +336,13 @@ def _said(curve: Curve, step: float) -> str:
     parts = [f"step {step:,.0f}"]
     if len(curve.seconds):
         parts.append(clock(float(curve.when(np.array(step)))))
-    for name, line in (("training", curve.smooth), ("validation", curve.validation), ("bits per byte", curve.bits)):
+    kind = KINDS[curve.kind]
+    lines = (("training", curve.smooth), ("validation", curve.validation), (kind.name, curve.beside))
+    for name, line in lines:
         at = int(np.searchsorted(line.steps, step, side="right")) - 1
         if at >= 0:
-            parts.append(f"{name} {line.values[at]:.4f}")
+            value = float(line.values[at])
+            parts.append(f"{name} {kind.form.format(value) if line is curve.beside else f'{value:.4f}'}")
     return " · ".join(parts)
 
 
@@ -366,7 +379,7 @@ def picture(curve: Curve) -> bytes:
         curve.validation.steps, curve.validation.values, color="#d9480f", linewidth=1.8, label="validation",
         marker=dots, markersize=5, markerfacecolor="white",
     )  # fmt: skip
-    axes.set(ylim=loss_range(curve), xlim=(0, None), xlabel="step", ylabel="nats per token")
+    axes.set(ylim=loss_range(curve), xlim=(0, None), xlabel="step", ylabel=curve.unit)
     axes.set_title(shorten(curve.title, 70), loc="left", fontweight="bold", parse_math=False, pad=24)
     axes.annotate(f"best validation: {curve.best}", (0, 1), (0, 8), "axes fraction", "offset points", color="#667085")
     axes.grid(axis="y", color="#e8ebf0")

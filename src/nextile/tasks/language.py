@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,21 +10,24 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Spec
+from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Batch, TrainingWindows, validation_batches
 from nextile.data.corpora import Corpus, Documents, open_corpus, split
 from nextile.data.shards import TokenStore, open_store
 from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
+from nextile.models.build import AnyModel
 from nextile.models.families import gpt2, qwen3
 from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
-from nextile.tasks.shapes import preset_of, with_heads
-from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
+from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
+from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import text_measures
@@ -32,26 +35,20 @@ from nextile.training.objectives import Objective, next_token, smooth_and_consis
 
 LONGEST_WINDOW = 4096  # tokens of an evaluation's window, however long the model's context
 PRESETS = {"qwen3": qwen3, "gpt2": gpt2}
-STACK_SIZES = {
-    "width": ("stack.width",),
-    "depth": ("stack.depth",),
-    "heads": ("stack.attention.heads",),
-    "hidden": ("stack.feed_forward.hidden",),
-}
 
 
 @dataclass(frozen=True)
 class TextData:
     """Documents as tokens, packed one after the other, each followed by its end token."""
 
-    tokenizer: Tokenizer
+    processor: Tokenizer
     train: TokenStore
     held_out: TokenStore
 
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What the user is told of it."""
-        kind, size = self.tokenizer.kind, self.tokenizer.vocab_size
+        kind, size = self.processor.kind, self.processor.vocab_size
         per_token = self.train.text_bytes / len(self.train)
         return [
             ("corpus", f"{self.train.text_bytes + self.held_out.text_bytes:,} bytes, {self.documents:,} documents"),
@@ -97,13 +94,10 @@ class TextData:
         windows = TrainingWindows(self.train, context=context, batch=batch, seed=seed)
         return partial(windows.micro, accumulate=accumulate)
 
-    def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
-        """The whole validation text in windows end to end."""
-        return validation_batches(self.held_out, context=context, batch=batch)
-
-    def measures(self, nats: float, asked: int) -> dict[str, float]:
-        """Nats per token, perplexity and bits per byte."""
-        return text_measures(nats, asked, self.held_out.text_bytes)
+    def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
+        """Nats per token, perplexity and bits per byte of the whole validation text in windows end to end."""
+        windows = validation_batches(self.held_out, context=context, batch=max(1, BATCH_TOKENS // context))
+        return text_measures(*evaluate(model, windows, next_token, precision=precision), self.held_out.text_bytes)
 
     def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
         """What the model writes after the first words of the validation text."""
@@ -117,9 +111,11 @@ class LanguageModelling:
     """`--task lm`."""
 
     name = "lm"
-    shape: type[Spec] = specs.Transformer
     preset = "qwen3"
     dropout = 0.1
+    counts = "tok"
+    rows: int | None = None
+    unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
@@ -128,9 +124,10 @@ class LanguageModelling:
         return True
 
     def prepare(
-        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, base: Pretrained | None
     ) -> TextData:
         """Read, split, tokenize and store a corpus. Errors: NextileError for a corpus that cannot be learned from."""
+        tokenizer = tokens_of(base, specs.Transformer, self.name)
         source = only_one(sources)
         corpus = open_corpus(source)
         if corpus.builtin and Path(source).name == source:
@@ -143,18 +140,23 @@ class LanguageModelling:
         ]
         return TextData(tokenizer, *stores)
 
-    def open(self, folder: Path, tokenizer: Tokenizer) -> TextData:
+    def open(self, folder: Path, settings: RunSettings, processor: Processor) -> TextData:
         """What `prepare` stored."""
+        tokenizer = text_only(processor, folder)
         return TextData(tokenizer, *(stored_tokens(folder / name, tokenizer) for name in ("train", "validation")))
 
     def spec(
-        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: TextData, context: int,
         dropout: float,
     ) -> Spec:  # fmt: skip
         """Qwen3's shape in this size, or GPT-2's; a preset such as "gpt2-medium" brings its own. What is asked wins."""
         family, own = preset_of(preset, PRESETS)
         sized = with_heads({**(own or size), **asked})
-        return family.spec(vocab=tokenizer.vocab_size, context=context, dropout=dropout, **sized)
+        return family.spec(vocab=data.processor.vocab_size, context=context, dropout=dropout, **sized)
+
+    def adapt(self, base: Pretrained, data: TextData) -> AnyModel:
+        """As it is."""
+        return base.model
 
     def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
         """The next token."""
@@ -200,6 +202,6 @@ def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report) -> dict
     device = next(pretrained.model.parameters()).device
     precision = choose_precision("auto", device)
     with report.bar("evaluating", len(store) - 1, "tokens") as bar:
-        batches = counted(validation_batches(store, context=context, batch=max(1, 4096 // context)), bar)
+        batches = counted(validation_batches(store, context=context, batch=max(1, BATCH_TOKENS // context)), bar)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=precision)
     return text_measures(nats, asked, store.text_bytes)

@@ -169,7 +169,7 @@ def make_plan(
             source=source,
             preset=preset or task.preset,
             model=spec,  # type: ignore[arg-type]
-            batch=settings.batch or _rows(rung.tokens, context, settings.accumulate),
+            batch=settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate),
             context=context,
             accumulate=settings.accumulate,
             steps=steps,
@@ -206,7 +206,7 @@ def _spec(task: Task, preset: str, data: Data, settings: RunSettings, rung: Rung
     size, asked = {"width": rung.width, "depth": rung.depth}, _asked(settings.model, task.sizes)
 
     def with_dropout(share: float) -> Spec:
-        model = task.spec(preset, size, asked, tokenizer=data.tokenizer, context=context, dropout=share)
+        model = task.spec(preset, size, asked, data=data, context=context, dropout=share)
         return resolve(_Overlay, {"model": model.model_dump()}, {"model": settings.model}).model
 
     plain = with_dropout(settings.dropout or 0.0)

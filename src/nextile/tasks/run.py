@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,30 @@ from nextile.base.device import choose_device, set_threads
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_write, remove_leftovers
 from nextile.checkpoint import resume as states
-from nextile.checkpoint.pretrained import Pretrained, load
+from nextile.checkpoint.pretrained import Pretrained, load, load_processor
 from nextile.checkpoint.store import save_config, save_weights
 from nextile.checkpoint.weights import read_json
 from nextile.models.build import build
 from nextile.models.families.table import family_of
+from nextile.tasks.classification import Classifying
 from nextile.tasks.curve import write_curve
 from nextile.tasks.language import LanguageModelling
 from nextile.tasks.log import Log
+from nextile.tasks.painting import Painting
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
 from nextile.tasks.translation import Translating
-from nextile.text.tokenizer import Tokenizer
 from nextile.training.graph import one_graph
-from nextile.training.loop import Step, evaluate, train
+from nextile.training.loop import Step, train
+from nextile.training.metrics import told
 from nextile.training.optim import Optimizer
 from nextile.training.state import restore, snapshot
 
-TASKS: dict[str, Task] = {task.name: task for task in (Translating(), LanguageModelling())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classifying(), Translating(), LanguageModelling(), Painting())
+}  # in the order in which they are asked whether data suits them; language takes any
 RUN = "run.json"
 SHOWN = 0.5  # seconds between two looks at the loss
 MEASURED = 12  # steps by which a run with a time limit learns its speed
@@ -68,7 +72,7 @@ class Progress:
     steps: int = 0  # of so many; 0: not known yet
     seconds: float = 0.0  # that all sessions of the run took, up to the last save
     best: float = math.inf  # validation loss
-    best_bits: float = math.inf  # its bits per byte
+    best_measures: dict[str, float] = field(default_factory=dict)  # its and those beside it
     best_step: int = 0
     due: int = 0  # the step of the next validation
     metrics_bytes: int = 0
@@ -93,14 +97,9 @@ def task_for(sources: Sequence[str], name: str | None) -> Task:
     return task_named(name) if name else next(task for task in TASKS.values() if task.suits(sources))
 
 
-def begin_from(init: str | Path | None, task: Task) -> Pretrained | None:
-    """The model to begin from, if one is named. Errors: UsageError when it cannot do this task."""
-    if init is None:
-        return None
-    base = load(init, device="cpu")
-    if not isinstance(base.spec, task.shape):
-        raise UsageError(f"a run of the task '{task.name}' cannot begin from '{init}', a model of another kind")
-    return base
+def begin_from(init: str | Path | None) -> Pretrained | None:
+    """The model to begin from, if one is named."""
+    return None if init is None else load(init, device="cpu")
 
 
 def new_run(
@@ -112,8 +111,9 @@ def new_run(
     set_threads(settings.threads)
     check_free(folder)
     clear(folder)
-    base = begin_from(init, task)
-    data = task.prepare(sources, settings, folder / "data", report, base.tokenizer if base else None)
+    base = begin_from(init)
+    data = task.prepare(sources, settings, folder / "data", report, base)
+    first = task.adapt(base, data) if base else None
     plan = make_plan(
         task,
         data,
@@ -122,16 +122,16 @@ def new_run(
         preset=preset,
         minutes=minutes,
         steps=steps,
-        fixed=base.spec if base else None,
+        fixed=first.spec if first else None,
     )
     report.table("plan", data.facts + plan.rows())
     if note := data.check(plan.context):
         report.warn(note)
     run = Run(folder, task, data, plan, settings, report, began)
-    if base is not None:
-        run.model.load_state_dict(base.model.state_dict())
+    if first is not None:
+        run.model.load_state_dict(first.state_dict())
         run.save()  # what it begins from is not in the settings
-    data.tokenizer.save(folder)
+    data.processor.save(folder)
     atomic_write(folder / RUN, RunFile(plan=plan, settings=settings).model_dump_json(indent=2) + "\n")
     return run.go()
 
@@ -142,8 +142,9 @@ def resume_run(folder: Path, report: Report) -> Pretrained:
     file = read_run(folder)
     clear(folder)
     set_threads(file.settings.threads)
-    task, tokenizer = task_named(file.plan.task), Tokenizer.load(folder)
-    run = Run(folder, task, task.open(folder / "data", tokenizer), file.plan, file.settings, report, began)
+    task = task_named(file.plan.task)
+    data = task.open(folder / "data", file.settings, load_processor(folder))
+    run = Run(folder, task, data, file.plan, file.settings, report, began)
     run.recover()
     return run.go()
 
@@ -217,7 +218,7 @@ class Run:
 
     def go(self) -> Pretrained:
         """Train to the end and return the best model. Ctrl-C and SIGTERM save first, and say how to go on."""
-        save_config(self.folder, self.model, self.data.tokenizer)
+        save_config(self.folder, self.model, self.data.processor)
         try:
             with self._listening():
                 self._train()
@@ -291,7 +292,9 @@ class Run:
 
     def _show(self, bar: Any, seconds: float) -> None:
         step, rate = self.unlogged[-1], self._write_down(seconds)
-        bar.update(step.index + 1, loss=f"{step.loss:.3f}", lr=f"{step.lr:.2g}", speed=f"{rate:,.0f} tok/s")
+        bar.update(
+            step.index + 1, loss=f"{step.loss:.3f}", lr=f"{step.lr:.2g}", speed=f"{rate:,.0f} {self.task.counts}/s"
+        )
 
     def _write_down(self, seconds: float) -> float:
         """Log the steps since the last time; their tokens per second."""
@@ -343,8 +346,7 @@ class Run:
     # --- looking back -----------------------------------------------------------------------------------------------
 
     def _measures(self) -> dict[str, float]:
-        batches = self.data.validation(context=self.plan.context, batch=max(1, 4096 // self.plan.context))
-        return self.data.measures(*evaluate(self.model, batches, self.task.objective(), precision=self.plan.dtype))
+        return self.data.measure(self.model, context=self.plan.context, precision=self.plan.dtype)
 
     def _average(self) -> None:
         """The mean of the last states' weights, if it is better than any of them."""
@@ -354,9 +356,9 @@ class Run:
         measures, progress = self._measures(), self.progress
         better = measures["loss"] < progress.best
         if better:
-            progress.best, progress.best_bits = measures["loss"], measures["bits_per_byte"]
+            progress.best, progress.best_measures = measures["loss"], measures
             save_weights(self.folder, self.model)
-        said = f"the mean of the last {self.settings.checkpoint.average} states: {measures['loss']:.4f} nats per token"
+        said = f"the mean of the last {self.settings.checkpoint.average} states: {told(measures)}"
         self.report.say(f"{said}, {'kept' if better else f'no better than {progress.best:.4f}'}")
 
     def _validate(self) -> None:
@@ -365,15 +367,16 @@ class Run:
         self.log.validation(step, measures)
         better = measures["loss"] < progress.best
         if better:
-            progress.best, progress.best_bits, progress.best_step = measures["loss"], measures["bits_per_byte"], step
+            progress.best, progress.best_measures, progress.best_step = measures["loss"], measures, step
             save_weights(self.folder, self.model)
-        said = f"validation {measures['loss']:.4f} nats per token, {measures['bits_per_byte']:.4f} bits per byte"
-        self.report.say(f"step {step:,}: {said}{'' if better else f' (best: {progress.best:.4f})'}")
+        self.report.say(
+            f"step {step:,}: validation {told(measures)}{'' if better else f' (best: {progress.best:.4f})'}"
+        )
         self.report.sample(*self.data.preview(self._pretrained(), self.settings.seed))
 
     def _pretrained(self) -> Pretrained:
         family = family_of(self.model.spec) or "nextile"
-        return Pretrained(self.model, self.data.tokenizer, self.model.spec, family, self.folder)
+        return Pretrained(self.model, self.data.processor, self.model.spec, family, self.folder)
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
@@ -415,7 +418,7 @@ class Run:
         self.report.table(
             "done",
             [
-                ("validation loss", f"{progress.best:.4f} nats per token, {progress.best_bits:.4f} bits per byte"),
+                ("validation loss", told(progress.best_measures)),
                 (
                     "reached",
                     f"at step {progress.best_step:,} of {progress.steps:,}, {self._elapsed() / 60:.1f} minutes",

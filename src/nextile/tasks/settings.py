@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from nextile.base.config import Settings
-from nextile.nn.specs import Length, Probability
+from nextile.images.augment import Augment
+from nextile.images.augment import Probability as Share
+from nextile.nn.specs import Length, Probability, Side
 from nextile.training.optim import AdamW, Muon, OptimizerSettings
 from nextile.training.schedule import Linear, Schedule
 
@@ -41,6 +43,26 @@ class Checkpoint(Settings):
     average: Annotated[int, Field(ge=1, le=100)] = 1  # of the last so many, if that is better (Vaswani et al. 2017)
 
 
+class Images(Settings):
+    """How pictures are read."""
+
+    size: Side | None = None  # of the square they are made to; None: their usual one, up to what trains on a laptop
+    colours: Annotated[int, Field(ge=2, le=1 << 15)] = 512  # of a painter's palette, at most
+
+
+class Augmenting(Augment):
+    """How pictures are changed in training; None follows from them."""
+
+    flip: Share | None = None  # None: half of coloured pictures, no grey ones, which are often writing
+    crop: Annotated[int, Field(ge=0, le=1 << 10)] | None = None  # None: an eighth of the size
+
+    def chosen(self, size: int, channels: int) -> Augment:
+        """What is done to pictures of this size and so many channels."""
+        automatic = {"flip": 0.5 if channels == 3 else 0.0, "crop": size // 8}
+        said = {name: value for name, value in self.model_dump().items() if value is not None}
+        return Augment.model_validate(automatic | said)
+
+
 class RunSettings(Settings):
     """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
 
@@ -62,6 +84,8 @@ class RunSettings(Settings):
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
     tokenizer: TokenizerChoice = TokenizerChoice()
+    images: Images = Images()
+    augment: Augmenting = Augmenting()
     model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6
 
     def optimizer_settings(self) -> AdamW | Muon:

@@ -7,6 +7,14 @@ from types import ModuleType
 
 from nextile.base.errors import UsageError
 
+# Where in the spec of a model with one stack its sizes are.
+STACK_SIZES = {
+    "width": ("stack.width",),
+    "depth": ("stack.depth",),
+    "heads": ("stack.attention.heads",),
+    "hidden": ("stack.feed_forward.hidden",),
+}
+
 
 def default_heads(width: int) -> int:
     """As many heads of about 64 (32 in a narrow model) as divide the width into even parts."""

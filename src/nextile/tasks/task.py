@@ -1,29 +1,28 @@
-"""What a kind of work must answer so that one run can do it: a task, and the data it has prepared.
-
-B batch, T time.
-"""
+"""What a kind of work must answer so that one run can do it: a task, and the data it has prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Spec
+from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Batch
+from nextile.models.build import AnyModel
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
-from nextile.text.tokenizer import Tokenizer
 from nextile.training.objectives import Objective
 
 
 class Data(Protocol):
-    """A corpus made ready: tokens on disk to train and to validate on."""
+    """A corpus made ready: tokens or pictures on disk to train and to validate on."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """What its tokens are."""
+    def processor(self) -> Processor:
+        """What its texts became tokens by, or its pictures numbers."""
         ...
 
     @property
@@ -56,16 +55,12 @@ class Data(Protocol):
         """The micro-batches of a step, as a pure function of it."""
         ...
 
-    def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
-        """All that is held out, each target once."""
-        ...
-
-    def measures(self, nats: float, asked: int) -> dict[str, float]:
-        """What a total loss over the validation data means."""
+    def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
+        """How the model does on all that is held out, its "loss" in nats per target first."""
         ...
 
     def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
-        """A title and a sample of what the model makes of it now."""
+        """A title and a sample of what the model makes of it now; pictures are laid into the model's folder."""
         ...
 
 
@@ -73,9 +68,11 @@ class Task(Protocol):
     """A kind of work: how its data is made, which models it has, what it asks of them."""
 
     name: str
-    shape: type[Spec]  # the models that can do it
     preset: str  # the model's shape when nobody asks for another
     dropout: float  # where the data is scarce
+    counts: str  # what its speed is told in, a second
+    rows: int | None  # of a step, where it does not follow from the size of the model
+    unread: Collection[str]  # groups of settings that are of other tasks
     settings: Mapping[str, Any]  # laid over the defaults of all tasks, and under what anybody asks for
     sizes: Mapping[str, tuple[str, ...]]  # where in the model's spec its sizes are: width, depth, heads, hidden
 
@@ -84,20 +81,26 @@ class Task(Protocol):
         ...
 
     def prepare(
-        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, base: Pretrained | None
     ) -> Data:
-        """Read, split, tokenize and store the data in `folder`; with a tokenizer given, by that."""
+        """Read, split and store the data in `folder`, as the model to begin from reads it, if there is one.
+
+        Errors: UsageError when that model cannot do this task.
+        """
         ...
 
-    def open(self, folder: Path, tokenizer: Tokenizer) -> Data:
+    def open(self, folder: Path, settings: RunSettings, processor: Processor) -> Data:
         """What `prepare` stored."""
         ...
 
     def spec(
-        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
-        dropout: float,
-    ) -> Spec:  # fmt: skip
-        """The preset's model in this size, or in its own; what the user asked for wins over both."""
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: Any, context: int, dropout: float
+    ) -> Spec:
+        """The preset's model of this data in this size, or in its own; what the user asked for wins over both."""
+        ...
+
+    def adapt(self, base: Pretrained, data: Any) -> AnyModel:
+        """The model to begin from, made to fit the data."""
         ...
 
     def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:

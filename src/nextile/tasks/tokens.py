@@ -8,14 +8,33 @@ from typing import Protocol
 
 import numpy as np
 
-from nextile.base.errors import NextileError
+from nextile.base.errors import NextileError, UsageError
+from nextile.checkpoint.pretrained import Pretrained
+from nextile.checkpoint.store import Processor, Spec
 from nextile.data.shards import TokenStore, open_store, write_store
 from nextile.tasks.report import Report
 from nextile.tasks.settings import TokenizerChoice
 from nextile.text.build import train_tokenizer
 from nextile.text.tokenizer import Tokenizer
 
+BATCH_TOKENS = 4096  # of a batch that is measured
 SMALL = 300_000  # bytes; below, characters: a corpus this short shows too few examples of each larger piece
+
+
+def text_only(processor: Processor, folder: Path) -> Tokenizer:
+    """The processor, if it is one of text. Errors: NextileError where it is one of pictures."""
+    if not isinstance(processor, Tokenizer):
+        raise NextileError(f"'{folder}' holds text and its model reads pictures: train anew")
+    return processor
+
+
+def tokens_of(base: Pretrained | None, shape: type[Spec], task: str) -> Tokenizer | None:
+    """The tokens of the model to begin from, if there is one. Errors: UsageError when it cannot do the task."""
+    if base is None:
+        return None
+    if not isinstance(base.spec, shape) or not isinstance(base.processor, Tokenizer):
+        raise UsageError(f"a run of the task '{task}' cannot begin from {base.called}, a model of another kind")
+    return base.processor
 
 
 class Texts(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,22 +10,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Spec
+from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Batch
 from nextile.data.packing import PackedPairs, PairStore
 from nextile.data.pairs import PairCorpus, Pairs, are_pairs, open_pairs, split_pairs
 from nextile.generation.beam import Beams
 from nextile.generation.translate import translate
+from nextile.models.build import AnyModel
 from nextile.models.families import marian, modern, prenorm
 from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.shapes import preset_of, with_heads
-from nextile.tasks.tokens import learn_tokenizer, store_tokens, stored_tokens
+from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
 from nextile.text.pairs import for_pairs, start_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
@@ -42,7 +44,6 @@ SETTINGS: Mapping[str, Any] = {
 }
 SHOWN = 3  # pairs of a preview
 BLEU_RUN = 4  # words: BLEU compares runs up to so many, and is 0 where no reference has one
-BATCH_TOKENS = 4096  # of a batch that is measured
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ class _BothSides:
 class PairData:
     """Pairs as tokens, packed into rows."""
 
-    tokenizer: Tokenizer
+    processor: Tokenizer
     train: PairStore
     held_out: PairStore
 
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What the user is told of it."""
-        kind, size = self.tokenizer.kind, self.tokenizer.vocab_size
+        kind, size = self.processor.kind, self.processor.vocab_size
         size_in_bytes = sum(side.store.text_bytes for side in (self.train.source, self.train.target))
         per_token = size_in_bytes / max(1, len(self.train.source.store) + len(self.train.target.store))
         return [
@@ -118,16 +119,14 @@ class PairData:
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
         """Rows of pairs, each pair once an epoch, in an order of its own each epoch."""
-        packed = PackedPairs(self.train, length=context, batch=batch, seed=seed, start=start_of(self.tokenizer))
+        packed = PackedPairs(self.train, length=context, batch=batch, seed=seed, start=start_of(self.processor))
         return partial(packed.micro, accumulate=accumulate)
 
-    def validation(self, *, context: int, batch: int) -> Iterable[Batch]:
-        """All pairs that are held out and that the model has room for, each once."""
-        return all_pairs(self.held_out, start_of(self.tokenizer), room(context))
-
-    def measures(self, nats: float, asked: int) -> dict[str, float]:
-        """Nats per token, perplexity and bits per byte of the targets."""
-        return text_measures(nats, asked, self.held_out.target.store.text_bytes)
+    def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
+        """Nats per token, perplexity and bits per byte of the held-out targets that the model has room for."""
+        batches = all_pairs(self.held_out, start_of(self.processor), room(context))
+        size = self.held_out.target.store.text_bytes
+        return text_measures(*evaluate(model, batches, next_token, precision=precision), size)
 
     def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
         """Held-out sources as the model translates them, without a search."""
@@ -143,7 +142,7 @@ class PairData:
         """The first so many held-out sources and targets, or all, as text."""
         number = len(self.held_out) if count is None else min(count, len(self.held_out))
         sides = (self.held_out.source, self.held_out.target)
-        sources, targets = ([self.tokenizer.decode(side.tokens(i)) for i in range(number)] for side in sides)
+        sources, targets = ([self.processor.decode(side.tokens(i)) for i in range(number)] for side in sides)
         return sources, targets
 
 
@@ -162,9 +161,11 @@ class Translating:
     """`--task translate`."""
 
     name = "translate"
-    shape: type[Spec] = specs.EncoderDecoder
     preset = "modern"
     dropout = 0.3
+    counts = "tok"
+    rows: int | None = None
+    unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
@@ -173,9 +174,10 @@ class Translating:
         return are_pairs(sources)
 
     def prepare(
-        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None
+        self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, base: Pretrained | None
     ) -> PairData:
         """Read, split, tokenize and store pairs. Errors: NextileError for what cannot be learned from."""
+        tokenizer = tokens_of(base, specs.EncoderDecoder, self.name)
         corpus = open_pairs(sources)
         if corpus.skipped:
             report.warn(f"'{corpus.name}' has {corpus.skipped:,} lines that are empty on both sides: they are left out")
@@ -188,23 +190,28 @@ class Translating:
         ]
         return PairData(tokenizer, *stores)
 
-    def open(self, folder: Path, tokenizer: Tokenizer) -> PairData:
+    def open(self, folder: Path, settings: RunSettings, processor: Processor) -> PairData:
         """What `prepare` stored."""
+        tokenizer = text_only(processor, folder)
         return PairData(tokenizer, *(_stored(folder / name, tokenizer) for name in ("train", "validation")))
 
     def spec(
-        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, tokenizer: Tokenizer, context: int,
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: PairData, context: int,
         dropout: float,
     ) -> Spec:  # fmt: skip
         """The preset's shape in this size, or in its own; what is asked wins."""
         family, own = preset_of(preset, PRESETS)
         return family.spec(
-            vocab=tokenizer.vocab_size,
+            vocab=data.processor.vocab_size,
             context=room(context),
             dropout=dropout,
-            start=start_of(tokenizer),
+            start=start_of(data.processor),
             **with_heads({**(own or size), **asked}),
         )
+
+    def adapt(self, base: Pretrained, data: PairData) -> AnyModel:
+        """As it is."""
+        return base.model
 
     def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
         """The target's next token."""
@@ -277,7 +284,7 @@ def _loss(pretrained: Pretrained, data: PairData, report: Report) -> dict[str, f
     with report.bar("evaluating", data.validation_tokens, "tokens") as bar:
         batches = counted(all_pairs(data.held_out, start_of(pretrained.tokenizer), context), bar)
         nats, asked = evaluate(pretrained.model, batches, next_token, precision=choose_precision("auto", device))
-    return data.measures(nats, asked)
+    return text_measures(nats, asked, data.held_out.target.store.text_bytes)
 
 
 def _quality(pretrained: Pretrained, data: PairData, beams: Beams, tokens: str, report: Report) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a loss means, perplexity and bits per byte, and what a translation is worth: BLEU, chrF, and how many are exact.
+"""What a loss means: perplexity, bits per byte or dimension; what a translation is worth: BLEU, chrF, exactness.
 
 Pure functions of totals and counts, or of texts. BLEU and chrF are sacrebleu's, so that others' figures compare.
 """
@@ -6,9 +6,9 @@ Pure functions of totals and counts, or of texts. BLEU and chrF are sacrebleu's,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nextile.base.errors import NextileError, UsageError
 
@@ -32,6 +32,45 @@ def text_measures(nats: float, asked: int, size: int) -> dict[str, float]:
     """Nats per token, perplexity, bits per byte of a text of `size` bytes."""
     loss = nats / asked
     return {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(nats, size)}
+
+
+def class_measures(nats: float, right: int, asked: int) -> dict[str, float]:
+    """Nats per picture, and the share of pictures, 0 to 1, whose class is the most probable."""
+    return {"loss": nats / asked, "accuracy": right / asked}
+
+
+def pixel_measures(nats: float, asked: int, channels: int) -> dict[str, float]:
+    """Nats per pixel, perplexity, and bits per dimension: of a pixel's nats those of each of its channels, in bits."""
+    loss = nats / asked
+    return {"loss": loss, "perplexity": perplexity(loss), "bits_per_dim": loss / (channels * math.log(2))}
+
+
+class Kind(NamedTuple):
+    """What is told of a run besides its loss."""
+
+    unit: str  # of the loss
+    name: str  # of the measure
+    form: str
+
+
+KINDS = {
+    "accuracy": Kind("nats per picture", "right", "{:.2%}"),
+    "bits_per_dim": Kind("nats per pixel", "bits per dimension", "{:.4f}"),
+    "bits_per_byte": Kind("nats per token", "bits per byte", "{:.4f}"),
+}
+
+
+def kind_of(measures: Iterable[str]) -> str:
+    """Which of KINDS these measures are; that of text when they are none."""
+    return next((kind for kind in KINDS if kind in set(measures)), "bits_per_byte")
+
+
+def told(measures: Mapping[str, float], kind: str | None = None) -> str:
+    """A loss with its unit, and what it means: "1.2345 nats per token, 0.4567 bits per byte"."""
+    kind = kind or kind_of(measures)
+    unit, name, form = KINDS[kind]
+    beside = f", {form.format(measures[kind])} {name}" if kind in measures else ""
+    return f"{measures['loss']:.4f} {unit}{beside}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a model is asked to do: functions of a model and a batch that return the total loss in nats.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B batch, T time, V vocabulary or classes.
 An objective sums over the targets asked and never averages: only the loop knows how many the whole step asks, and
 dividing there makes accumulated micro-batches equal to the large batch, token for token.
 """
@@ -14,30 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextile.data.batches import IGNORE, Batch
+from nextile.data.batches import IGNORE, Batch, asked
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
 def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """That of batch.targets (B, T) under logits (B, T, V) fp32: () nats.
+    """That of batch.targets (B, T) under logits (B, T, V), or of classes (B, V) under (B, V), fp32: () nats.
 
     Label smoothing mixes the targets with the uniform distribution (Szegedy et al. 2016).
     """
-    return F.cross_entropy(
-        logits.flatten(0, 1),
-        batch.targets.flatten(),
-        ignore_index=IGNORE,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
+    rule = {"reduction": "sum", "label_smoothing": label_smoothing}
+    if batch.targets.is_floating_point():
+        return F.cross_entropy(logits, batch.targets, **rule)
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, **rule)
 
 
 def next_token(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of batch.targets (B, T) under model(*batch.given) (B, T, V), summed in float32: () nats.
 
     Of a translator's batch the next token is that of the target, beside the source and the true beginning (teacher
-    forcing: Williams and Zipser 1989).
+    forcing: Williams and Zipser 1989). What follows a picture is its class.
     """
     return cross_entropy(model(*batch.given).float(), batch, label_smoothing)
 
@@ -51,8 +48,8 @@ def r_drop(model: nn.Module, batch: Batch, weight: float, label_smoothing: float
     first, second = model(*twice).float().chunk(2)  # (B, T, V) each
     right = cross_entropy(first, batch, label_smoothing) + cross_entropy(second, batch, label_smoothing)
     p, q = first.log_softmax(-1), second.log_softmax(-1)
-    apart = ((p.exp() - q.exp()) * (p - q)).sum(-1)  # (B, T): the two divergences together
-    return right / 2 + weight / 4 * apart.masked_fill(batch.targets == IGNORE, 0.0).sum()
+    apart = ((p.exp() - q.exp()) * (p - q)).sum(-1)  # (B, T) or (B,): the two divergences together
+    return right / 2 + weight / 4 * apart.masked_fill(~asked(batch.targets), 0.0).sum()
 
 
 def smooth_and_consistent(label_smoothing: float, agreement: float) -> Objective:

@@ -16,6 +16,7 @@ Move = Callable[[list[Tensor]], list[Tensor]]
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "relu_squared": "relu2"}  # those with another name in transformers
 ALIASES = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+MOST_CLASSES = 1 << 20  # that the spec allows
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,24 @@ def fused(ours: Sequence[str], theirs: str, *, axis: int) -> Rule:
     return Rule(tuple(ours), (theirs,), read, write)
 
 
+def reshaped(ours: str, theirs: str, *, here: Sequence[int], there: Sequence[int]) -> Rule:
+    """The same numbers in the same order, in another shape. Errors: NextileError, when read, for a third shape."""
+
+    def read(tensors: list[Tensor]) -> list[Tensor]:
+        found = tuple(tensors[0].shape)
+        if found != tuple(there):
+            raise NextileError(
+                f"the weights have {theirs} as {found} and config.json says {tuple(there)}: the files are of different "
+                "models"
+            )
+        return [tensors[0].reshape(*here)]
+
+    def write(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0].reshape(*there)]
+
+    return Rule((ours,), (theirs,), read, write)
+
+
 def activation_here(theirs: str) -> str:
     """Our name of an activation that transformers calls so."""
     ours = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | ALIASES
@@ -87,3 +106,27 @@ def expect(config: Mapping[str, Any], **expected: Any) -> None:
             raise NextileError(
                 f"{field} is {config[field]!r} in config.json; nextile reads this family with {value!r} only"
             )
+
+
+def classes_here(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's classes, in the order of its scores. Errors: NextileError for ids with a gap."""
+    names = config.get("id2label")
+    if names is None:
+        number = min(config.get("num_labels") or 2, MOST_CLASSES + 1)  # two is what transformers leaves unsaid
+        return tuple(f"LABEL_{i}" for i in range(number))
+    if not isinstance(names, Mapping):
+        raise NextileError(f"id2label is {type(names).__name__} in config.json: it must name each class by its number")
+    by_number = {str(number): name for number, name in names.items()}
+    wanted = [str(number) for number in range(len(by_number))]
+    missing = next((number for number in wanted if number not in by_number), None)
+    if missing is not None:
+        raise NextileError(f"id2label in config.json has {len(by_number)} classes and none of them is {missing}")
+    return tuple(by_number[number] for number in wanted)
+
+
+def classes_there(classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The two tables of a `config.json` that name the classes."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }

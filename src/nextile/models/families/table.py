@@ -11,18 +11,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from nextile.base.errors import NextileError
-from nextile.models.families import gpt2, marian, qwen3
-from nextile.nn import specs
+from nextile.models.build import AnySpec
+from nextile.models.families import gpt2, imagegpt, marian, qwen3, vit
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian)}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian, vit, imagegpt)}
 
 
-def family_of(spec: specs.Transformer | specs.EncoderDecoder) -> str | None:
+def family_of(spec: AnySpec) -> str | None:
     """The family whose configuration says all that the spec says, or None: then only nextile itself can read it."""
     return next((name for name, family in FAMILIES.items() if _says_it_all(family, spec)), None)
 
 
-def _says_it_all(family: ModuleType, spec: specs.Transformer | specs.EncoderDecoder) -> bool:
+def _says_it_all(family: ModuleType, spec: AnySpec) -> bool:
     try:
         return family.from_config(family.to_config(spec)) == spec
     except (AttributeError, AssertionError, ValidationError):  # a part that this family has no word for

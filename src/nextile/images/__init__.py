@@ -1,0 +1,1 @@
+"""Floor 1: pixels <-> tensors and tokens."""
