@@ -66,10 +66,10 @@ def test_of_equals_the_lowest_number_wins(rows):
 def test_a_colour_between_two_goes_to_the_first():
     colours = np.array([[1.0], [-1.0], [1.0]], np.float32)
     assert nearest(np.array([[0], [127], [128], [255]], np.uint8), colours).tolist() == [1, 1, 0, 0]
-    black = np.zeros((1, 3), np.uint8)  # -1: as far from one as from the other, along another axis each
-    around = np.array([[-1, -1, 0.5], [-1, 0.5, -1], [0.5, -1, -1]], np.float32)
-    for turn in range(3):
-        assert nearest(black, np.roll(around, turn, axis=0)).tolist() == [0]
+    greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    around = [[0.1, 0.7, -0.3], [0.7, -0.3, 0.1], [-0.3, 0.1, 0.7], [-0.3, 0.7, 0.1]]  # as far from every grey
+    for turn in range(4):
+        assert nearest(greys, np.roll(around, turn, axis=0).astype(np.float32)).max() == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -156,6 +156,11 @@ def test_more_colours_have_less_error():
     assert np.abs(learn_colours(pixels, 1, seed=0)[0] - mean).max() < 1e-5
 
 
+def test_colours_count_as_often_as_they_occur():
+    pixels = np.array([[0]] * 9 + [[200]], np.uint8)
+    assert colours_of(np.array([0]), learn_colours(pixels, 1, seed=0)).tolist() == [[20]]
+
+
 def test_near_numbers_are_near_colours():
     found = brightness(learn_colours(noise(2000, 3), 32, seed=0))
     assert found.tolist() == sorted(found)
@@ -173,7 +178,8 @@ def test_the_same_seed_learns_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_few_colours_are_kept_exactly(channels):
+def test_few_colours_are_kept_exactly(channels, monkeypatch):
+    monkeypatch.setattr(palette, "SAMPLE", 50)
     few = noise(5, channels)
     pixels = few[np.random.default_rng(0).integers(0, 5, (20, 20))]
     for count in (5, 6, 500):
@@ -181,6 +187,9 @@ def test_few_colours_are_kept_exactly(channels):
         assert found.shape == (5, channels)
         assert np.array_equal(colours_of(nearest(pixels, found), found), pixels)
     assert learn_colours(pixels, 4, seed=0).shape == (4, channels)
+    rare = np.full((9000, channels), 7, np.uint8)
+    rare[4321] = 9
+    assert np.array_equal(colours_of([0, 1], learn_colours(rare, 2, seed=0))[:, 0], [7, 9])
     assert learn_colours(np.full((9, 3), 7, np.uint8), 4, seed=0).shape == (1, 3)
 
 

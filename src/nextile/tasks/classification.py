@@ -187,6 +187,7 @@ class Classifying:
     dropout = 0.1
     counts = "pictures"
     rows: int | None = ROWS
+    epochs = 10.0
     unread: Collection[str] = ("tokenizer", "context")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

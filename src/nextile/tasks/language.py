@@ -115,6 +115,7 @@ class LanguageModelling:
     dropout = 0.1
     counts = "tok"
     rows: int | None = None
+    epochs = 0.0
     unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

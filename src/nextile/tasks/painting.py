@@ -136,6 +136,7 @@ class Painting:
     dropout = 0.1
     counts = "pixels"
     rows: int | None = None
+    epochs = 0.0
     unread: Collection[str] = ("tokenizer", "context")
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

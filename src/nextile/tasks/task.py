@@ -72,6 +72,7 @@ class Task(Protocol):
     dropout: float  # where the data is scarce
     counts: str  # what its speed is told in, a second
     rows: int | None  # of a step, where it does not follow from the size of the model
+    epochs: float  # how often all data is to be seen before a larger model pays
     unread: Collection[str]  # groups of settings that are of other tasks
     settings: Mapping[str, Any]  # laid over the defaults of all tasks, and under what anybody asks for
     sizes: Mapping[str, tuple[str, ...]]  # where in the model's spec its sizes are: width, depth, heads, hidden

@@ -165,6 +165,7 @@ class Translating:
     dropout = 0.3
     counts = "tok"
     rows: int | None = None
+    epochs = 0.0
     unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

@@ -14,7 +14,7 @@ def halvings(image: int) -> int:
 
 def spec(
     *, classes: tuple[str, ...], image: int, channels: int = 3, width: int = 128, depth: int = 4, heads: int = 4,
-    hidden: int | None = None, activation: str = "gelu", dropout: float = 0.0, stochastic_depth: float = 0.0,
+    hidden: int | None = None, activation: str = "gelu_tanh", dropout: float = 0.0, stochastic_depth: float = 0.0,
     stages: int | None = None,
 ) -> specs.VisionTransformer:  # fmt: skip
     """A picture of image x image pixels; `stages` are the convolutions, each of which halves it."""
