@@ -22,6 +22,7 @@ from nextile.images.processor import Palette
 from nextile.models import count
 from nextile.nn import specs
 from nextile.tasks import classification, language, painting, run, translation
+from nextile.tasks import probe as linear_probe
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
 from nextile.tasks.settings import RunSettings
@@ -134,6 +135,16 @@ class Model(Pretrained):
             return painting.likeliest(self, resolve(Beams, {"width": beams}), n, start)
         sampling = _sampling(temperature, top_k, top_p, min_p, 1.0, seed)
         return painting.painted(self, sampling, n, start, report or choose())
+
+    def probe(self, data: Sources, test: Sources | None = None, *, report: Report | None = None) -> dict[str, Any]:
+        """What a painter's layers know of the classes of labelled pictures, which it was never told (a linear probe).
+
+        test: pictures to measure on; None: a fifth of the data. Returns accuracies: {"layers": {name: a}, "pixels":
+        a, "untrained": a}. Errors: UsageError for a model that is no painter.
+        """
+        return linear_probe.probe(
+            self, _sources_of(data), [] if test is None else _sources_of(test), report=report or choose()
+        )
 
     def _refuse_translator(self) -> None:
         if isinstance(self.spec, specs.EncoderDecoder):

@@ -54,3 +54,10 @@ def test_paint_is_asked_wrongly(nextile_, library, tmp_path):
     wrong = nextile_("paint", "m", "--out", "sheet.jpg")
     assert (wrong.code, wrong.err) == (2, "nextile: 'sheet.jpg' is no .png: name the picture so, as --out sheet.png\n")
     assert nextile_("paint", "m", "--out", "a.png", "--beams", "2", "--temperature", "1").code == 2
+
+
+def test_evaluate_probes_a_painter(nextile_, library):
+    answer = nextile_("evaluate", "m", "photos", "--probe", "--json")
+    assert json.loads(answer.out) == {"layer 1": 0.5, "raw pixels": 0.25, "untrained network": 0.125}
+    assert library.asked["probed"] == ["photos"]
+    assert nextile_("evaluate", "m", "--probe").code == 2

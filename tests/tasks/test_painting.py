@@ -14,7 +14,6 @@ from nextile.generation.beam import Beams
 from nextile.generation.paint import paint, paint_by_beams
 from nextile.generation.sample import Sampling, draw, random_stream, warp
 from nextile.tasks.painting import complete_halves
-from nextile.tasks.probe import probe
 from nextile.tasks.report import Silent
 
 SETTINGS = {**TINY_PICTURES, "images.size": 4, "images.colours": 8}
@@ -109,7 +108,7 @@ def test_a_painter_goes_on_and_is_begun_from(painter, photos, tmp_path):
 
 
 def test_a_probe_tells_classes_from_features(painter, photos):
-    found = probe(painter, [str(photos)], report=Silent())
+    found = painter.probe(photos, report=Silent())
     assert set(found["layers"]) == {"embedding", "layer 1"}
     assert all(0.0 <= share <= 1.0 for share in found["layers"].values())
     assert 0.0 <= found["pixels"] <= 1.0

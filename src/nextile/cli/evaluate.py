@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nextile.base.errors import UsageError
 from nextile.cli import options
 from nextile.cli.options import number, whole
 from nextile.cli.result import write_json
@@ -14,6 +15,7 @@ Examples:
   nextile evaluate runs/book                  on its own validation text
   nextile evaluate runs/book other.txt --json
   nextile evaluate runs/photos test.parquet
+  nextile evaluate runs/painter photos/ --probe   what a painter knows of classes
   nextile evaluate runs/pairs test.en test.de --beams 5 --length-penalty 1.4
 """
 
@@ -25,12 +27,16 @@ Words = Annotated[
 ]
 
 
+Probe = Annotated[bool, typer.Option("--probe", help="Of a painter: what its layers know of DATA's classes.")]
+
+
 def evaluate(
     model: options.Name,
     data: options.Data = None,
     beams: Width = 5,
     length_penalty: Penalty = 1.0,
     bleu_tokens: Words = "13a",
+    probe: Probe = False,
     json: options.Json = False,
 ) -> None:
     """Measure how well a model does what it was trained for.
@@ -42,10 +48,16 @@ def evaluate(
     from nextile import api
     from nextile.tasks.report import choose
 
-    report = choose()
-    measures = api.load(model).evaluate(
-        data or None, beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens, report=report
-    )
+    if probe and not data:
+        raise UsageError("--probe asks for classes: name labelled pictures as DATA")
+    report, loaded = choose(), api.load(model)
+    if probe:
+        found = loaded.probe(data, report=report)
+        measures = {**found["layers"], "raw pixels": found["pixels"], "untrained network": found["untrained"]}
+    else:
+        measures = loaded.evaluate(
+            data or None, beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens, report=report
+        )
     if json:
         write_json(measures)
     else:

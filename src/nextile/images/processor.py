@@ -57,8 +57,8 @@ class ImageProcessor(Settings):
 
     def fingerprint(self) -> str:
         """The SHA-256 of the canonical JSON: other settings have another."""
-        content = {"type": type(self).__name__} | self.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _config(self) -> dict[str, Any]:
         """The content of the file, of what all processors have in common."""
