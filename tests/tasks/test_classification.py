@@ -16,6 +16,7 @@ from nextile.checkpoint.weights import load_tensors
 from nextile.data.imageset import open_images
 from nextile.nn import specs
 from nextile.tasks import run
+from nextile.tasks.classification import usual_patch
 from nextile.tasks.report import Silent
 
 
@@ -77,6 +78,17 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(photos, tmp_path):
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     for name in ("model.safetensors",):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("side", "patch"), [(8, 1), (28, 4), (32, 4), (60, 6), (64, 8), (224, 16), (130, 13)])
+def test_patches_divide_every_side(side, patch):
+    assert usual_patch(side) == patch
+
+
+def test_a_preset_with_a_size_fits_small_pictures(photos):
+    found = nextile.plan(photos, preset="vit-tiny", steps=1, settings={"images.size": 8, "batch": 2}, report=Silent())
+    assert found.model.stack.width == 192
+    assert found.model.embed.patch == 1
 
 
 def test_a_vit_is_a_folder_that_transformers_loads(photos, tmp_path):

@@ -43,6 +43,7 @@ from nextile.training.objectives import Objective, smooth_and_consistent
 PRESETS = {"compact": compact, "vit": vit}
 USUAL = 64  # pixels: the largest side that is taken unasked; more is for a machine with a GPU
 PATCHES = 8  # of a small picture's side
+LARGE, VIT_PATCH = 128, 16  # pixels: from this side on ViT's patches are what they are in the paper
 ROWS = 128  # pictures of a step
 MEASURED = 256  # pictures of a batch that is measured
 SHOWN, WORST = 6, 64  # pictures of a preview, and of the sheet of mistakes
@@ -50,7 +51,9 @@ SETTINGS: Mapping[str, Any] = {"label_smoothing": 0.1}
 
 
 def usual_patch(side: int) -> int:
-    """The patch that divides a picture of this side into nearly PATCHES x PATCHES."""
+    """ViT's own 16 for a large picture; else what divides a picture of this side into nearly PATCHES x PATCHES."""
+    if side >= LARGE and side % VIT_PATCH == 0:
+        return VIT_PATCH
     return min(
         (patch for patch in range(1, side + 1) if side % patch == 0), key=lambda patch: abs(side / patch - PATCHES)
     )
@@ -222,7 +225,7 @@ class Classifying:
         """A compact transformer or a ViT in this size; "vit-small" and others bring their own. What is asked wins."""
         family, own = preset_of(preset, PRESETS)
         side = data.processor.size
-        patch = {"patch": usual_patch(side)} if family is vit and not own else {}
+        patch = {"patch": usual_patch(side)} if family is vit else {}
         return family.spec(
             classes=data.classes, image=side, channels=data.processor.channels, dropout=dropout, **patch,
             **with_heads({**(own or size), **asked}),
