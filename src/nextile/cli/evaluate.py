@@ -48,15 +48,16 @@ def evaluate(
     from nextile import api
     from nextile.tasks.report import choose
 
-    if probe and not data:
+    sources = data or []
+    if probe and not sources:
         raise UsageError("--probe asks for classes: name labelled pictures as DATA")
     report, loaded = choose(), api.load(model)
     if probe:
-        found = loaded.probe(data, report=report)
+        found = loaded.probe(sources, report=report)
         measures = {**found["layers"], "raw pixels": found["pixels"], "untrained network": found["untrained"]}
     else:
         measures = loaded.evaluate(
-            data or None, beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens, report=report
+            sources or None, beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens, report=report
         )
     if json:
         write_json(measures)
