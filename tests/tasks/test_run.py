@@ -16,6 +16,7 @@ from nextile.base import files
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.weights import load_tensors
 from nextile.tasks import plan as plans
+from nextile.tasks import run
 from nextile.tasks.report import Silent
 
 
@@ -275,3 +276,11 @@ def test_a_giant_is_refused_before_it_is_built(text):
     with pytest.raises(NextileError, match="GiB are free: use a smaller model"):
         nextile.plan(text, steps=10, settings=giant, report=Silent())
     assert time.monotonic() - began < 20
+
+
+def test_what_a_kill_left_in_any_store_is_cleared(tmp_path):
+    for place in ("", "state", "data", "data/train"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / ".target.9490fdc3.partial").mkdir()
+    run.clear(tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))

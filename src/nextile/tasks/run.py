@@ -161,7 +161,8 @@ def check_free(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Forget what a run that was killed before it began, or in the middle of a save, has left."""
-    for place in (folder, folder / "data", folder / "state"):
+    parts = [path for path in (folder / "data").glob("*") if path.is_dir()]  # a store of pairs holds two stores
+    for place in (folder, folder / "state", folder / "data", *parts):
         remove_leftovers(place)
     if not (folder / RUN).exists():
         states.drop_states(folder)
