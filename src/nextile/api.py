@@ -267,10 +267,19 @@ def _request(
 
 def _refuse_unread(work: Task, layers: Sequence[Mapping[str, Any]]) -> None:
     """Errors: UsageError for a setting that this task would not read."""
-    given = {name for layer in layers for name in layer}
-    unread = sorted(name for name in given if name.split(".")[0] in work.unread)
+    given = sorted({name for layer in layers for name in _leaves(layer)})
+    unread = [name for name in given if any(f"{name}.".startswith(f"{group}.") for group in work.unread)]
     if unread:
         raise UsageError(f"setting '{unread[0]}' does nothing in the task '{work.name}': leave it out")
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted names of all that a tree of settings says."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name
 
 
 def _refuse_beside_resume(**given: Any) -> None:

@@ -103,6 +103,12 @@ def test_families_know_their_own():
     assert family_of(qwen3.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "qwen3"
     rotary_gpt2 = gpt2.spec(vocab=9).model_copy(update={"head": specs.LinearHead()})
     assert family_of(rotary_gpt2) is None
+    refused = qwen3.spec(vocab=9, context=8, width=8, depth=1, heads=1)
+    attention = refused.stack.attention.model_copy(update={"dropout": 0.1})
+    assert (
+        family_of(refused.model_copy(update={"stack": refused.stack.model_copy(update={"attention": attention})}))
+        is None
+    )
     assert family_of(marian.spec(vocab=9, context=8, width=8, depth=1, heads=1)) == "marian"
     odd_heads = gpt2.spec(vocab=9).stack.model_copy(update={"attention": specs.Attention(heads=5, head_dim=8)})
     assert family_of(gpt2.spec(vocab=9).model_copy(update={"stack": odd_heads})) is None

@@ -14,10 +14,14 @@ import nextile
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.weights import load_tensors
 from nextile.data.imageset import open_images
+from nextile.data.pictures import open_pictures
+from nextile.images.processor import ImageProcessor, normaliser_for, palette_for
 from nextile.nn import specs
+from nextile.tasks import plan as plans
 from nextile.tasks import run
-from nextile.tasks.classification import usual_patch
+from nextile.tasks.classification import Classifying, reads_floats, usual_patch
 from nextile.tasks.report import Silent
+from nextile.tasks.settings import RunSettings
 
 
 def train(photos, folder, *, steps=30, settings=None, **given):
@@ -144,6 +148,50 @@ def test_validation_pictures_of_their_own(photos, tmp_path):
         train(photos, tmp_path / "wrong", settings={"validation.data": str(other)})
 
 
+def test_training_reads_pictures_as_everybody_does(photos):
+    processor = ImageProcessor(size=12)
+    pixels = np.stack([processor.open(photos / "left" / f"{i}.png") for i in range(3)])
+    changed = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()  # as augmentation gives them
+    for reads in (normaliser_for(pixels), palette_for(pixels, 16, seed=0)):
+        torch.testing.assert_close(reads_floats(reads)(changed), reads.inputs(pixels), rtol=0, atol=1e-5)
+
+
+def test_fine_tuning_resizes_as_the_first_model_did(learned, photos, tmp_path):
+    config = tmp_path / "run" / "preprocessor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"resample": 3}))
+    again = train(photos, tmp_path / "again", steps=1, init=tmp_path / "run")
+    assert again.images.resample == "bicubic"
+    stored, corpus = open_images(tmp_path / "again" / "data" / "train"), open_pictures([str(photos)], labelled=True)
+    first = corpus.source(int(stored.indices[0]))
+    assert np.array_equal(stored.pixels[0], again.images.open(*first))
+    assert not np.array_equal(stored.pixels[0], learned.images.open(*first))
+
+
+def test_a_larger_model_waits_until_pictures_are_seen_often(photos, tmp_path, monkeypatch):
+    train(photos, tmp_path / "run", steps=1)
+    data = Classifying().open(tmp_path / "run" / "data", RunSettings(), nextile.load(tmp_path / "run").processor)
+    assert not data.enough(10 * len(data.train) - 1)
+    assert data.enough(10 * len(data.train))
+    for name, value in (("PARAMETERS_PER_TOKEN", 1e9), ("TOKENS_PER_PARAMETER", 0.0)):
+        monkeypatch.setattr(plans, name, value)
+    monkeypatch.setattr(plans, "probe", lambda *given, **named: 1e-3)
+
+    def width(minutes):
+        settings = {"compile": False, "images.size": 8}
+        return nextile.plan(photos, minutes=minutes, settings=settings, report=Silent()).model.stack.width
+
+    enough = 10 * len(data.train) / 128 * 1e-3 / 60  # minutes of so many steps
+    assert width(0.9 * enough) == plans.LADDER[0].width < width(1.1 * enough)
+
+
+def test_the_mistakes_of_an_earlier_validation_do_not_stay(learned, tmp_path):
+    data = Classifying().open(tmp_path / "run" / "data", RunSettings(), learned.processor)
+    stale = tmp_path / "run" / "mistakes.png"
+    stale.write_bytes(b"old")
+    data.preview(learned, 0)
+    assert not stale.exists()  # this model makes none
+
+
 def test_digits_are_built_in(tmp_path):
     model = nextile.train("digits", out=tmp_path / "run", steps=2, settings=TINY_PICTURES, report=Silent())
     assert model.spec.head.classes == tuple("0123456789")
@@ -174,6 +222,9 @@ def test_one_class_is_an_error(photos, tmp_path):
 def test_settings_of_other_tasks_are_refused(photos, text, tmp_path):
     with pytest.raises(UsageError, match=r"'tokenizer.kind' does nothing in the task 'classify'"):
         train(photos, tmp_path / "run", settings={"tokenizer.kind": "char"})
+    for named in ({"images.colours": 5}, {"images": {"colours": 5, "size": 8}}):
+        with pytest.raises(UsageError, match=r"'images.colours' does nothing in the task 'classify'"):
+            train(photos, tmp_path / "run", settings=named)
     with pytest.raises(UsageError, match=r"'augment.flip' does nothing in the task 'lm'"):
         nextile.train(text, out=tmp_path / "run", settings={**TINY, "augment.flip": 0.5}, report=Silent())
 

@@ -9,7 +9,7 @@ import torch
 from nextile.base.device import choose_device
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.store import Processor, Spec, load_model, save_model
-from nextile.images.processor import FILE, ImageProcessor, Palette
+from nextile.images.processor import FILE, AnyProcessor, Palette
 from nextile.images.processor import load_processor as load_image_processor
 from nextile.models.build import AnyModel
 from nextile.text.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class Pretrained:
         return self.processor
 
     @property
-    def images(self) -> ImageProcessor:
+    def images(self) -> AnyProcessor:
         """How it reads pictures. Errors: UsageError for a model that reads text."""
         if isinstance(self.processor, Tokenizer):
             raise UsageError(f"{self.called} reads text, not pictures: use nextile generate or translate")
@@ -52,7 +52,7 @@ class Pretrained:
         save_model(folder, self.model, self.processor)
 
 
-def _verb(processor: ImageProcessor) -> str:
+def _verb(processor: AnyProcessor) -> str:
     return "paint" if isinstance(processor, Palette) else "classify"
 
 

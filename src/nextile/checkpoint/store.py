@@ -12,7 +12,7 @@ from torch import nn
 from nextile.base.errors import NextileError
 from nextile.base.files import atomic_write, inside
 from nextile.checkpoint import convert, weights
-from nextile.images.processor import Normaliser, Palette
+from nextile.images.processor import AnyProcessor
 from nextile.models.build import AnyModel, AnySpec, skeleton
 from nextile.models.families.keymap import Rule
 from nextile.models.families.table import family_named, family_of
@@ -21,7 +21,7 @@ from nextile.text.tokenizer import Tokenizer
 
 OURS = "nextile"  # the model_type of what no other program knows
 Spec = AnySpec
-Processor = Tokenizer | Normaliser | Palette
+Processor = Tokenizer | AnyProcessor
 
 
 def save_model(folder: str | Path, model: AnyModel, processor: Processor | None = None) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nextile.base.device import choose_precision
-from nextile.base.errors import NextileError, UsageError
+from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Batch
@@ -31,7 +31,7 @@ from nextile.models.build import AnyModel, build
 from nextile.models.families import compact, imagegpt, vit
 from nextile.nn import specs
 from nextile.nn.embed import resized_places
-from nextile.tasks.imagery import images_only, picture_facts, read_parts, read_pictures, renumbered
+from nextile.tasks.imagery import evaluated, images_only, picture_facts, read_parts
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
@@ -42,6 +42,8 @@ from nextile.training.objectives import Objective, smooth_and_consistent
 
 PRESETS = {"compact": compact, "vit": vit}
 USUAL = 64  # pixels: the largest side that is taken unasked; more is for a machine with a GPU
+ANY = 1 << 24  # vectors; the longest context that a spec can have
+EPOCHS = 10  # how often pictures are to be seen before a larger model learns more of them
 PATCHES = 8  # of a small picture's side
 LARGE, VIT_PATCH = 128, 16  # pixels: from this side on ViT's patches are what they are in the paper
 ROWS = 128  # pictures of a step
@@ -113,12 +115,17 @@ class PictureData:
         return len(self.held_out) * min(PATCHES, self.processor.size) ** 2
 
     def context(self, usual: int) -> int:
-        """As many vectors as the model makes of a picture."""
-        return 1 << 20
+        """No limit: as many vectors as the model makes of a picture."""
+        return ANY
+
+    def enough(self, rows: float) -> bool:
+        """EPOCHS of them: few pictures make few examples, and what is seen once is hardly learned."""
+        return rows >= EPOCHS * len(self.train)
 
     def check(self, context: int) -> str | None:
         """Which classes nothing is held out of."""
-        unseen = [name for i, name in enumerate(self.classes) if i not in set(self.held_out.labels.tolist())]
+        seen = set(self.held_out.labels.tolist())
+        unseen = [name for number, name in enumerate(self.classes) if number not in seen]
         return f"nothing is held out of {_few(unseen)}: its accuracy is not measured" if unseen else None
 
     def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
@@ -132,12 +139,14 @@ class PictureData:
 
     def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
         """Nats per picture, and how many are right."""
-        answers = Answers()
-        nats, asked = evaluate(model, self.once(), answers, precision=precision)
-        return class_measures(nats, self._right(answers.logprobs), asked)
+        return self.measured(model, self.once(), precision)
 
-    def _right(self, logprobs: Tensor) -> int:
-        return int((logprobs.argmax(-1).numpy() == self.held_out.labels[: len(logprobs)]).sum())
+    def measured(self, model: nn.Module, batches: Iterable[Batch], precision: torch.dtype) -> dict[str, float]:
+        """The same by batches that are `once`, or are counted while they are."""
+        answers = Answers()
+        nats, asked = evaluate(model, batches, answers, precision=precision)
+        right = int((answers.logprobs.argmax(-1).numpy() == self.held_out.labels).sum())
+        return class_measures(nats, right, asked)
 
     def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
         """What the first held-out pictures are taken for; the confusion matrix and the worst mistakes as pictures."""
@@ -151,12 +160,16 @@ class PictureData:
             for i in range(min(SHOWN, len(truth)))
         ]
         if pretrained.folder is not None:
-            save_png(pretrained.folder / "confusion.png", confusion(_counts(truth, chosen, self.classes), self.classes))
-            lines.append("confusion.png shows all of them")
-            if (chosen != truth).any():
-                save_png(pretrained.folder / "mistakes.png", self._mistakes(chosen, shares))
-                lines.append("mistakes.png shows the worst")
+            self._draw(pretrained.folder, chosen, shares)
+            lines.append("confusion.png and mistakes.png show all of them, and the worst mistakes if there are any")
         return "held-out pictures, and what they are taken for", "\n".join(lines)
+
+    def _draw(self, folder: Path, chosen: np.ndarray, shares: np.ndarray) -> None:
+        truth = self.held_out.labels
+        save_png(folder / "confusion.png", confusion(_counts(truth, chosen, self.classes), self.classes))
+        (folder / "mistakes.png").unlink(missing_ok=True)  # an earlier validation's
+        if (chosen != truth).any():
+            save_png(folder / "mistakes.png", self._mistakes(chosen, shares))
 
     def _mistakes(self, chosen: np.ndarray, shares: np.ndarray) -> Any:
         """Those of which the model is most certain, first."""
@@ -190,8 +203,7 @@ class Classifying:
     dropout = 0.1
     counts = "pictures"
     rows: int | None = ROWS
-    epochs = 10.0
-    unread: Collection[str] = ("tokenizer", "context")
+    unread: Collection[str] = ("tokenizer", "context", "images.colours")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
@@ -204,13 +216,12 @@ class Classifying:
     ) -> PictureData:
         """Read, split and decode pictures. Errors: NextileError for what cannot be learned from."""
         corpus = open_pictures(sources, labelled=True)
-        read = _read_by(base)
-        size = settings.images.size or (read.size if read else min(corpus.side, USUAL))
-        channels = read.channels if read else (1 if corpus.grey else 3)
-        plain = ImageProcessor(size=size, channels=channels)
+        known = _read_by(base)
+        plain = known or ImageProcessor(size=min(corpus.side, USUAL), channels=1 if corpus.grey else 3)
+        plain = plain.model_copy(update={"size": settings.images.size or plain.size})
         train, held_out = read_parts(corpus, settings, folder, plain, report, labelled=True)
-        processor = normaliser_for(train.pixels) if read is None else read.model_copy(update={"size": size})
-        return PictureData(processor, train, held_out, settings.augment.chosen(size, channels))
+        processor = plain if isinstance(plain, (Normaliser, Palette)) else normaliser_for(train.pixels)
+        return PictureData(processor, train, held_out, settings.augment.chosen(plain.size, plain.channels))
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> PictureData:
         """What `prepare` stored."""
@@ -307,7 +318,7 @@ def classify(pretrained: Pretrained, pictures: Sequence[str | Path | bytes], top
 def probabilities(pretrained: Pretrained, pixels: np.ndarray) -> Tensor:
     """Pictures, uint8 (N, H, W, C) as the model's processor opens them -> (N, K), on the CPU."""
     model = _classifier(pretrained)
-    inputs = images_only(pretrained.processor, Path()).inputs(pixels)
+    inputs = pretrained.images.inputs(pixels)
     with evaluating(model):
         return model(inputs.to(next(model.parameters()).device)).float().softmax(-1).cpu()
 
@@ -326,22 +337,8 @@ def evaluate_classifier(pretrained: Pretrained, sources: Sequence[str], report: 
     """
     model = _classifier(pretrained)
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
-        images = _evaluated(pretrained, sources, Path(folder), report)
-        data = PictureData(images_only(pretrained.processor, Path(folder)), images, images, Augment())
+        images = evaluated(pretrained, sources, Path(folder), report, model.spec.head.classes)
+        data = PictureData(pretrained.images, images, images, Augment())
         precision = choose_precision("auto", next(model.parameters()).device)
-        answers = Answers()
         with report.bar("evaluating", len(images), "pictures") as bar:
-            nats, asked = evaluate(model, counted(data.once(), bar), answers, precision=precision)
-        right = int((answers.logprobs.argmax(-1).numpy() == images.labels).sum())
-        return class_measures(nats, right, asked)
-
-
-def _evaluated(pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report) -> ImageSet:
-    if not sources:
-        own = (pretrained.folder or Path()) / "data" / "validation"
-        if not own.exists():
-            raise NextileError(f"{pretrained.called} has no held-out pictures of its own: name pictures to evaluate on")
-        return open_images(own)
-    corpus = open_pictures(sources, labelled=True)
-    known = pretrained.spec.head.classes  # type: ignore[union-attr]
-    return read_pictures(renumbered(corpus, known), np.arange(len(corpus)), folder / "all", pretrained.images, report)
+            return data.measured(model, counted(data.once(), bar), precision)

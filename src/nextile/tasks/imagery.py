@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from nextile.base.errors import NextileError
+from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
-from nextile.data.imageset import ImageSet, write_images
+from nextile.data.imageset import ImageSet, open_images, write_images
 from nextile.data.pictures import PictureCorpus, open_pictures, split_pictures
 from nextile.images.processor import ImageProcessor, Normaliser, Palette
 from nextile.tasks.report import Report
@@ -73,6 +74,24 @@ def read_pictures(
     return images
 
 
+def evaluated(
+    pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report, classes: Sequence[str] = ()
+) -> ImageSet:
+    """What a model is measured on, decoded in `folder`: pictures, of these classes where it knows some.
+
+    None: what was held out of the run that it comes from. Errors: NextileError when it comes from none.
+    """
+    if sources:
+        corpus = renumbered(open_pictures(sources, labelled=bool(classes)), classes)
+        if corpus.note:
+            report.warn(corpus.note)
+        return read_pictures(corpus, np.arange(len(corpus)), folder / "all", pretrained.images, report)
+    own = (pretrained.folder or Path()) / "data" / "validation"
+    if not own.exists():
+        raise NextileError(f"{pretrained.called} has no held-out pictures of its own: name pictures to evaluate on")
+    return open_images(own)
+
+
 def renumbered(corpus: PictureCorpus, classes: Sequence[str]) -> PictureCorpus:
     """The corpus with the numbers that its classes have elsewhere. Errors: NextileError for one that is not there."""
     if not classes:
@@ -81,7 +100,7 @@ def renumbered(corpus: PictureCorpus, classes: Sequence[str]) -> PictureCorpus:
     if unknown:
         raise NextileError(
             f"'{corpus.name}' has the class '{unknown[0]}', which is none of {', '.join(classes[:10])}: "
-            "name its folder as one of them, or leave it out"
+            "name it as one of them, or leave it out"
         )
     numbers = np.array([classes.index(name) for name in corpus.classes])
     return replace(corpus, classes=tuple(classes), labels=numbers[corpus.labels])

@@ -76,6 +76,10 @@ class TextData:
         """The usual one, if the training text can fill it."""
         return min(usual, len(self.train) - 1)
 
+    def enough(self, rows: float) -> bool:
+        """Always: a larger model learns more from what is seen once."""
+        return True
+
     def check(self, context: int) -> str | None:
         """Nothing to tell. Errors: NextileError when there is too little text to train or to validate on."""
         if len(self.train) <= context:
@@ -115,7 +119,6 @@ class LanguageModelling:
     dropout = 0.1
     counts = "tok"
     rows: int | None = None
-    epochs = 0.0
     unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

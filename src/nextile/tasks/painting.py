@@ -26,14 +26,15 @@ from nextile.data.pictures import PictureCorpus, open_pictures
 from nextile.generation.beam import Beams
 from nextile.generation.paint import paint, paint_by_beams, palette_of
 from nextile.generation.sample import Sampling
+from nextile.images.augment import Augment
 from nextile.images.pixels import save_png
 from nextile.images.processor import ImageProcessor, Palette, palette_for
 from nextile.models.build import AnyModel
 from nextile.models.families import imagegpt
 from nextile.nn import specs
-from nextile.tasks.imagery import images_only, picture_facts, read_parts, read_pictures
+from nextile.tasks.imagery import evaluated, images_only, picture_facts, read_parts
 from nextile.tasks.report import Report, counted
-from nextile.tasks.settings import Augmenting, RunSettings
+from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
 from nextile.tasks.sheets import completions, sheet
 from nextile.training.loop import evaluate
@@ -44,6 +45,8 @@ PRESETS = {"imagegpt": imagegpt}
 USUAL = 16  # pixels: the largest side that is taken unasked; a side twice as long has four times the tokens
 BATCH_PIXELS = 8192  # of a batch that is measured
 DRAWN, COMPLETED, TRIES = 16, 4, 3  # pictures of a preview: from nothing, and completed, so often each
+# Changes of pictures that a painter would learn to paint.
+PAINTED = tuple(f"augment.{name}" for name in Augment.model_fields if name != "flip")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class PaintData:
     def context(self, usual: int) -> int:
         """The pixels of a picture."""
         return self.processor.size**2
+
+    def enough(self, rows: float) -> bool:
+        """Always: a larger model learns more from what is seen once."""
+        return True
 
     def check(self, context: int) -> str | None:
         """Nothing to tell. Errors: UsageError for a context that is no picture."""
@@ -110,10 +117,8 @@ class PaintData:
         save_png(pretrained.folder / "samples.png", sheet(drawn))
         whole = completions(given, self.processor.size // 2, painted, given)
         save_png(pretrained.folder / "completions.png", whole)
-        return (
-            "painted",
-            f"{pretrained.folder / 'samples.png'}: {DRAWN} pictures; completions.png: upper halves completed",
-        )
+        told = f"{pretrained.folder / 'samples.png'}: {DRAWN} pictures; completions.png: upper halves completed"
+        return "painted", told
 
 
 def complete_halves(
@@ -136,8 +141,7 @@ class Painting:
     dropout = 0.1
     counts = "pixels"
     rows: int | None = None
-    epochs = 0.0
-    unread: Collection[str] = ("tokenizer", "context")
+    unread: Collection[str] = ("tokenizer", "context", *PAINTED)
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
@@ -149,11 +153,9 @@ class Painting:
         self, sources: Sequence[str], settings: RunSettings, folder: Path, report: Report, base: Pretrained | None
     ) -> PaintData:
         """Read, split and decode pictures, and learn their palette. Errors: NextileError for what are none."""
-        palette = None if base is None else _palette_of(base)
+        palette = None if base is None else _palette_of(base, settings)
         corpus = open_pictures(sources, labelled=False)
         plain = palette or _plain(corpus, settings)
-        if palette and settings.images.size not in (None, palette.size):
-            raise UsageError(f"images.size {settings.images.size}: {base.called} paints {palette.size}: leave it out")  # type: ignore[union-attr]
         train, held_out = read_parts(corpus, settings, folder, plain, report, labelled=False)
         if palette is None:
             with report.bar("learning the palette", 1, "palette") as bar:
@@ -192,11 +194,14 @@ class Painting:
         return f"nextile paint {folder} --n 16 --out sheet.png"
 
 
-def _palette_of(base: Pretrained) -> Palette:
-    """That of the model to begin from. Errors: UsageError when it is no painter."""
-    if not isinstance(base.processor, Palette) or not isinstance(base.spec, specs.Transformer):
+def _palette_of(base: Pretrained, settings: RunSettings) -> Palette:
+    """That of the model to begin from. Errors: UsageError when it is no painter, or one of another size."""
+    palette, size = base.processor, settings.images.size
+    if not isinstance(palette, Palette) or not isinstance(base.spec, specs.Transformer):
         raise UsageError(f"a run of the task 'paint' cannot begin from {base.called}, a model of another kind")
-    return base.processor
+    if size not in (None, palette.size):
+        raise UsageError(f"images.size {size}: {base.called} paints {palette.size}: leave it out")
+    return palette
 
 
 def _plain(corpus: PictureCorpus, settings: RunSettings) -> ImageProcessor:
@@ -205,9 +210,7 @@ def _plain(corpus: PictureCorpus, settings: RunSettings) -> ImageProcessor:
 
 
 def _flip(settings: RunSettings, palette: Palette) -> float:
-    """How often a picture is turned left to right. Errors: UsageError for changes that a painter would paint."""
-    if settings.augment != Augmenting(flip=settings.augment.flip):
-        raise UsageError("a painter learns from pictures as they are, or flipped: leave out all of augment but flip")
+    """How often a picture is turned left to right."""
     return settings.augment.chosen(palette.size, palette.channels).flip
 
 
@@ -250,19 +253,9 @@ def evaluate_painter(pretrained: Pretrained, sources: Sequence[str], report: Rep
     """
     palette = palette_of(pretrained)
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
-        images = _evaluated(pretrained, sources, Path(folder), report)
+        images = evaluated(pretrained, sources, Path(folder), report)
         data = PaintData(palette, images, images, 0.0)
         precision = choose_precision("auto", next(pretrained.model.parameters()).device)
         with report.bar("evaluating", data.validation_tokens, "pixels") as bar:
             nats, asked = evaluate(pretrained.model, counted(data.once(), bar), next_token, precision=precision)
         return pixel_measures(nats, asked, palette.channels)
-
-
-def _evaluated(pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report) -> ImageSet:
-    if sources:
-        corpus = open_pictures(sources, labelled=False)
-        return read_pictures(corpus, np.arange(len(corpus)), folder / "all", pretrained.images, report)
-    own = (pretrained.folder or Path()) / "data" / "validation"
-    if not own.exists():
-        raise NextileError(f"{pretrained.called} has no held-out pictures of its own: name pictures to evaluate on")
-    return open_images(own)

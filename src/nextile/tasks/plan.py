@@ -183,7 +183,7 @@ def make_plan(
         )
 
     data.check(draft(LADDER[0]).context)
-    plan = _choose(draft, task, data, settings, minutes)
+    plan = _choose(draft, task.objective(), data, settings, minutes)
     data.check(plan.context)
     return plan
 
@@ -226,9 +226,9 @@ def _asked(model: dict[str, Any], sizes: Mapping[str, Sequence[str]]) -> dict[st
     return found
 
 
-def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
+def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
     """Climb while the next size still sees enough tokens in the time, and has enough data to learn from."""
-    best, seconds, compiled, objective = None, None, False, task.objective()
+    best, seconds, compiled = None, None, False
     for rung in LADDER:
         plan = draft(rung)
         if best is not None and (plan.model == best.model or _too_large(plan, data) or not _fits(plan, settings)):
@@ -237,9 +237,9 @@ def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float
         if minutes is not None:
             seconds = probe(plan, objective, data, settings)
             compiled = _compiles(settings, minutes * 60)
-            step = seconds / (COMPILED_GAIN if compiled else 1.0)
-            seen = minutes * 60 / step * plan.tokens_per_step
-            if best is not None and seen < max(TOKENS_PER_PARAMETER * _blocks(plan), task.epochs * data.train_tokens):
+            steps = minutes * 60 / seconds * (COMPILED_GAIN if compiled else 1.0)
+            many = steps * plan.tokens_per_step >= TOKENS_PER_PARAMETER * _blocks(plan)
+            if best is not None and not (many and data.enough(steps * plan.batch)):
                 break
         best = plan.model_copy(update={"seconds_per_step": seconds, "compiled": compiled or plan.compiled})
     assert best is not None

@@ -44,6 +44,10 @@ class Data(Protocol):
         """The tokens of a row, where the size of the model has `usual` ones."""
         ...
 
+    def enough(self, rows: float) -> bool:
+        """Whether so many rows of training show the data as often as a larger model needs it."""
+        ...
+
     def check(self, context: int) -> str | None:
         """What the user should be told of rows of so many tokens, in one line, if anything.
 
@@ -72,8 +76,7 @@ class Task(Protocol):
     dropout: float  # where the data is scarce
     counts: str  # what its speed is told in, a second
     rows: int | None  # of a step, where it does not follow from the size of the model
-    epochs: float  # how often all data is to be seen before a larger model pays
-    unread: Collection[str]  # groups of settings that are of other tasks
+    unread: Collection[str]  # settings, and groups of them, that do nothing here
     settings: Mapping[str, Any]  # laid over the defaults of all tasks, and under what anybody asks for
     sizes: Mapping[str, tuple[str, ...]]  # where in the model's spec its sizes are: width, depth, heads, hidden
 

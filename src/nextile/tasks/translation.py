@@ -106,6 +106,10 @@ class PairData:
         wanted = max(float(np.quantile(longest, 1 - LEFT_OUT)), 3 * float(longest.mean()))
         return min(ROOM, 16 * int(np.ceil(wanted / 16)))
 
+    def enough(self, rows: float) -> bool:
+        """Always: a larger model learns more from what is seen once."""
+        return True
+
     def check(self, context: int) -> str | None:
         """How many pairs are too long. Errors: NextileError when all of them are."""
         PackedPairs(self.train, length=context, batch=1, seed=0, start=0)  # refuses when none fits
@@ -165,7 +169,6 @@ class Translating:
     dropout = 0.3
     counts = "tok"
     rows: int | None = None
-    epochs = 0.0
     unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES

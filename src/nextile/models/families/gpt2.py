@@ -61,9 +61,10 @@ def from_config(config: Mapping[str, Any]) -> specs.Transformer:
     )
 
 
-def to_config(model: specs.Transformer) -> dict[str, Any]:
+def to_config(model: specs.Transformer | specs.VisionTransformer) -> dict[str, Any]:
     """The `config.json` of a spec."""
     stack, norm = model.stack, model.stack.norm
+    assert isinstance(model.embed, specs.TokenEmbedding)
     return {
         "vocab_size": model.embed.vocab,
         "n_positions": model.context,
@@ -80,7 +81,7 @@ def to_config(model: specs.Transformer) -> dict[str, Any]:
     }
 
 
-def key_map(model: specs.Transformer) -> list[Rule]:
+def key_map(model: specs.Transformer | specs.VisionTransformer) -> list[Rule]:
     """Its projections are stored (in, out), queries, keys and values in one."""
     rules = [
         same("embed.token.weight", "transformer.wte.weight"),

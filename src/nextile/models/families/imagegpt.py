@@ -3,17 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nextile.models.families.keymap import (
-    Rule,
-    activation_here,
-    activation_there,
-    classes_here,
-    classes_there,
-    expect,
-    fused,
-    same,
-    transposed,
-)
+from nextile.models.families import gpt2
+from nextile.models.families.keymap import Rule, classes_here, classes_there, expect, same
 from nextile.nn import specs
 
 MODEL_TYPE, ARCHITECTURE = "imagegpt", "ImageGPTForCausalImageModeling"
@@ -34,20 +25,18 @@ def spec(
     hidden: int | None = None, activation: str = "quick_gelu", eps: float = 1e-5, dropout: float = 0.0,
 ) -> specs.Transformer:  # fmt: skip
     """The shape of image-GPT; the last of its tokens begins every picture, and is never predicted."""
-    return specs.Transformer(
-        context=context,
-        embed=specs.TokenEmbedding(vocab=vocab, position=specs.Learned(length=context), dropout=dropout),
-        stack=specs.Stack(
-            width=width,
-            depth=depth,
-            attention=specs.Attention(heads=heads, dropout=dropout),
-            feed_forward=specs.MLP(hidden=hidden or 4 * width, activation=activation),  # type: ignore[arg-type]
-            norm=specs.RMSNorm(eps=eps),
-            causal=True,
-            dropout=dropout,
-        ),
-        head=specs.LinearHead(vocab=vocab - 1),
-    )
+    return _painter(
+        gpt2.spec(
+            vocab=vocab, context=context, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation,
+            eps=eps, dropout=dropout,
+        )
+    )  # fmt: skip
+
+
+def _painter(body: specs.Transformer) -> specs.Transformer:
+    """GPT-2's shape with RMS norms and a head of its own."""
+    stack = body.stack.model_copy(update={"norm": specs.RMSNorm(eps=body.stack.norm.eps)})
+    return body.model_copy(update={"stack": stack, "head": specs.LinearHead(vocab=body.embed.vocab - 1)})
 
 
 def classifier(painter: specs.Transformer, classes: tuple[str, ...], dropout: float = 0.0) -> specs.VisionTransformer:
@@ -62,78 +51,24 @@ def classifier(painter: specs.Transformer, classes: tuple[str, ...], dropout: fl
 
 def from_config(config: Mapping[str, Any]) -> specs.Transformer | specs.VisionTransformer:
     """The spec of a `config.json`: a painter's, or a classifier's."""
-    expect(
-        config,
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        tie_word_embeddings=False,
-        add_cross_attention=False,
-    )
-    dropout = config.get("resid_pdrop", 0.0)
-    painter = spec(
-        vocab=config["vocab_size"],
-        context=config["n_positions"],
-        width=config["n_embd"],
-        depth=config["n_layer"],
-        heads=config["n_head"],
-        hidden=config.get("n_inner"),
-        activation=activation_here(config.get("activation_function", "quick_gelu")),
-        eps=config.get("layer_norm_epsilon", 1e-5),
-        dropout=dropout,
-    )
+    expect(config, tie_word_embeddings=False)
+    body = gpt2.from_config({"activation_function": "quick_gelu", **config, "tie_word_embeddings": True})
     if CLASSIFIER not in (config.get("architectures") or ()):
-        return painter
-    return classifier(painter, classes_here(config), dropout)
+        return _painter(body)
+    return classifier(_painter(body), classes_here(config), body.stack.dropout)
 
 
 def to_config(model: specs.Transformer | specs.VisionTransformer) -> dict[str, Any]:
     """The `config.json` of a spec."""
-    stack, embed = model.stack, model.embed
-    assert isinstance(embed, specs.TokenEmbedding)
-    config = {
-        "architectures": [ARCHITECTURE],
-        "vocab_size": embed.vocab,
-        "n_positions": model.context,
-        "n_embd": stack.width,
-        "n_layer": stack.depth,
-        "n_head": stack.attention.heads,
-        "n_inner": stack.feed_forward.hidden,
-        "activation_function": activation_there(stack.feed_forward.activation),
-        "layer_norm_epsilon": stack.norm.eps,
-        "resid_pdrop": stack.dropout,
-        "embd_pdrop": stack.dropout,
-        "attn_pdrop": stack.dropout,
-        "tie_word_embeddings": False,
-    }
+    assert isinstance(model.embed, specs.TokenEmbedding)
+    config = {**gpt2.to_config(model), "architectures": [ARCHITECTURE], "tie_word_embeddings": False}
     if isinstance(model, specs.VisionTransformer):
         config |= {"architectures": [CLASSIFIER], **classes_there(model.head.classes)}
     return config
 
 
 def key_map(model: specs.Transformer | specs.VisionTransformer) -> list[Rule]:
-    """Its projections are stored (in, out), queries, keys and values in one."""
+    """GPT-2's, without the biases that its norms have, and with the head."""
     head = "score" if isinstance(model, specs.VisionTransformer) else "lm_head"
-    rules = [
-        same("embed.token.weight", "transformer.wte.weight"),
-        same("embed.position.weight", "transformer.wpe.weight"),
-        same("stack.norm.weight", "transformer.ln_f.weight"),
-        same("head.weight", f"{head}.weight"),
-    ]
-    for i in range(model.stack.depth):
-        rules += _block(f"stack.blocks.{i}", f"transformer.h.{i}")
-    return rules
-
-
-def _block(ours: str, theirs: str) -> list[Rule]:
-    a, f = f"{ours}.self_attention", f"{ours}.feed_forward"
-    rules = [same(f"{a}.norm.weight", f"{theirs}.ln_1.weight"), same(f"{f}.norm.weight", f"{theirs}.ln_2.weight")]
-    for part in ("weight", "bias"):
-        qkv = [f"{a}.inner.{name}.{part}" for name in ("query", "key", "value")]
-        turned = transposed if part == "weight" else same
-        rules += [
-            fused(qkv, f"{theirs}.attn.c_attn.{part}", axis=-1),
-            turned(f"{a}.inner.out.{part}", f"{theirs}.attn.c_proj.{part}"),
-            turned(f"{f}.inner.up.{part}", f"{theirs}.mlp.c_fc.{part}"),
-            turned(f"{f}.inner.down.{part}", f"{theirs}.mlp.c_proj.{part}"),
-        ]
-    return rules
+    body = [rule for rule in gpt2.key_map(model) if not rule.ours[0].endswith("norm.bias")]
+    return [*body, same("head.weight", f"{head}.weight")]

@@ -25,7 +25,7 @@ def family_of(spec: AnySpec) -> str | None:
 def _says_it_all(family: ModuleType, spec: AnySpec) -> bool:
     try:
         return family.from_config(family.to_config(spec)) == spec
-    except (AttributeError, AssertionError, ValidationError):  # a part that this family has no word for
+    except (AttributeError, AssertionError, ValidationError, NextileError):  # a part that this family has no word for
         return False
 
 
