@@ -34,11 +34,11 @@ from nextile.nn.embed import resized_places
 from nextile.tasks.imagery import evaluated, images_only, picture_facts, read_parts
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings
-from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
+from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.sheets import confusion, mistakes
+from nextile.tasks.task import GradientTask
 from nextile.training.loop import evaluate
 from nextile.training.metrics import class_measures
-from nextile.training.objectives import Objective, smooth_and_consistent
 
 PRESETS = {"compact": compact, "vit": vit}
 USUAL = 64  # pixels: the largest side that is taken unasked; more is for a machine with a GPU
@@ -195,7 +195,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
-class Classifying:
+class Classifying(GradientTask):
     """`--task classify`."""
 
     name = "classify"
@@ -205,7 +205,6 @@ class Classifying:
     rows: int | None = ROWS
     unread: Collection[str] = ("tokenizer", "context", "images.colours")
     settings: Mapping[str, Any] = SETTINGS
-    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Pictures, by what is there."""
@@ -256,10 +255,6 @@ class Classifying:
                 found = resized_places(found, spec.context - spec.summaries, spec.summaries)
             tensor.copy_(found)
         return model
-
-    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
-        """The class."""
-        return smooth_and_consistent(label_smoothing, r_drop)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

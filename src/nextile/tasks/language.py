@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -26,12 +24,13 @@ from nextile.models.families import gpt2, qwen3
 from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
-from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
+from nextile.tasks.shapes import preset_of, with_heads
+from nextile.tasks.task import GradientTask
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import text_measures
-from nextile.training.objectives import Objective, next_token, smooth_and_consistent
+from nextile.training.objectives import next_token
 
 LONGEST_WINDOW = 4096  # tokens of an evaluation's window, however long the model's context
 PRESETS = {"qwen3": qwen3, "gpt2": gpt2}
@@ -111,17 +110,14 @@ class TextData:
         return prompt, completion.text
 
 
-class LanguageModelling:
+class LanguageModelling(GradientTask):
     """`--task lm`."""
 
     name = "lm"
     preset = "qwen3"
     dropout = 0.1
     counts = "tok"
-    rows: int | None = None
     unread: Collection[str] = ("images", "augment")
-    settings: Mapping[str, Any] = MappingProxyType({})
-    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Any text."""
@@ -157,14 +153,6 @@ class LanguageModelling:
         family, own = preset_of(preset, PRESETS)
         sized = with_heads({**(own or size), **asked})
         return family.spec(vocab=data.processor.vocab_size, context=context, dropout=dropout, **sized)
-
-    def adapt(self, base: Pretrained, data: TextData) -> AnyModel:
-        """As it is."""
-        return base.model
-
-    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
-        """The next token."""
-        return smooth_and_consistent(label_smoothing, r_drop)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

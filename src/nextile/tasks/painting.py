@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +33,12 @@ from nextile.nn import specs
 from nextile.tasks.imagery import evaluated, images_only, picture_facts, read_parts
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings
-from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
+from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.sheets import completions, sheet
+from nextile.tasks.task import GradientTask
 from nextile.training.loop import evaluate
 from nextile.training.metrics import pixel_measures
-from nextile.training.objectives import Objective, next_token, smooth_and_consistent
+from nextile.training.objectives import next_token
 
 PRESETS = {"imagegpt": imagegpt}
 USUAL = 16  # pixels: the largest side that is taken unasked; a side twice as long has four times the tokens
@@ -133,17 +132,14 @@ def complete_halves(
     return painted.reshape(len(pixels), n, *pixels.shape[1:])
 
 
-class Painting:
+class Painting(GradientTask):
     """`--task paint`."""
 
     name = "paint"
     preset = "imagegpt"
     dropout = 0.1
     counts = "pixels"
-    rows: int | None = None
     unread: Collection[str] = ("tokenizer", "context", *PAINTED)
-    settings: Mapping[str, Any] = MappingProxyType({})
-    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Never unasked: pictures are classified."""
@@ -180,14 +176,6 @@ class Painting:
         return family.spec(
             vocab=data.processor.vocab_size, context=context, dropout=dropout, **with_heads({**(own or size), **asked})
         )
-
-    def adapt(self, base: Pretrained, data: PaintData) -> AnyModel:
-        """As it is."""
-        return base.model
-
-    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
-        """The next pixel."""
-        return smooth_and_consistent(label_smoothing, r_drop)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

@@ -6,6 +6,7 @@ each width on this machine (docs/benchmarks.md, "which size for how many minutes
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,7 @@ from nextile.models.build import build
 from nextile.nn import specs
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
-from nextile.training.loop import train
-from nextile.training.objectives import Objective
-from nextile.training.optim import Optimizer
+from nextile.training.loop import learn
 from nextile.training.schedule import Constant
 
 MINUTES = 5.0  # when nothing is asked for
@@ -156,7 +155,8 @@ def make_plan(
     _check_budget(minutes, steps)
     if (settings.batch or 0) % settings.accumulate:
         raise UsageError(f"batch {settings.batch} does not divide into {settings.accumulate} equal parts: change one")
-    minutes = MINUTES if minutes is None and steps is None else minutes
+    epochs = task.epochs(settings) if minutes is None and steps is None else None
+    minutes = MINUTES if minutes is None and steps is None and epochs is None else minutes
     device = choose_device(settings.device)
     precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
 
@@ -164,15 +164,16 @@ def make_plan(
         context = settings.context or data.context(rung.context)
         spec = fixed or _spec(task, preset or task.preset, data, settings, rung, context)
         context = min(context, spec.context)
+        batch = settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate)
         return Plan(
             task=task.name,
             source=source,
             preset=preset or task.preset,
             model=spec,  # type: ignore[arg-type]
-            batch=settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate),
+            batch=batch,
             context=context,
             accumulate=settings.accumulate,
-            steps=steps,
+            steps=steps if epochs is None else math.ceil(epochs * data.train_tokens / (batch * context)),
             minutes=minutes,
             evaluate_every=settings.validation.every,
             save_every=settings.checkpoint.every,
@@ -183,7 +184,7 @@ def make_plan(
         )
 
     data.check(draft(LADDER[0]).context)
-    plan = _choose(draft, task.objective(), data, settings, minutes)
+    plan = _choose(draft, task, data, settings, minutes)
     data.check(plan.context)
     return plan
 
@@ -226,7 +227,7 @@ def _asked(model: dict[str, Any], sizes: Mapping[str, Sequence[str]]) -> dict[st
     return found
 
 
-def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
+def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
     """Climb while the next size still sees enough tokens in the time, and has enough data to learn from."""
     best, seconds, compiled = None, None, False
     for rung in LADDER:
@@ -235,7 +236,7 @@ def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minu
             break
         plan = _in_memory(plan, settings)  # before a model of this size is built to be measured
         if minutes is not None:
-            seconds = probe(plan, objective, data, settings)
+            seconds = probe(plan, task, data, settings)
             compiled = _compiles(settings, minutes * 60)
             steps = minutes * 60 / seconds * (COMPILED_GAIN if compiled else 1.0)
             many = steps * plan.tokens_per_step >= TOKENS_PER_PARAMETER * _blocks(plan)
@@ -244,7 +245,7 @@ def _choose(draft, objective: Objective, data: Data, settings: RunSettings, minu
         best = plan.model_copy(update={"seconds_per_step": seconds, "compiled": compiled or plan.compiled})
     assert best is not None
     if minutes is None and settings.compile == "auto":
-        seconds = probe(best, objective, data, settings)
+        seconds = probe(best, task, data, settings)
         compiled = _compiles(settings, (best.steps or 0) * seconds)
         best = best.model_copy(update={"seconds_per_step": seconds, "compiled": compiled})
     return best
@@ -264,15 +265,15 @@ def _compiles(settings: RunSettings, seconds: float) -> bool:
     return settings.compile
 
 
-def probe(plan: Plan, objective: Objective, data: Data, settings: RunSettings, steps: int = 3) -> float:
+def probe(plan: Plan, task: Task, data: Data, settings: RunSettings, steps: int = 3) -> float:
     """Seconds of one step of a throw-away model of this plan, uncompiled: the fastest of a few, on one micro-batch."""
     model = build(plan.model, device=choose_device(settings.device))
     rows = plan.batch // plan.accumulate
     batch = data.batches(context=plan.context, batch=rows, accumulate=1, seed=settings.seed)(0)
-    optimizer = Optimizer(model, settings.optimizer_settings())
+    learner = task.learner(model, settings, precision=plan.dtype, compiled=False)
     began = time.perf_counter()
     timed = []
-    for step in train(model, lambda _: batch, objective, optimizer, Constant(), steps=steps, precision=plan.dtype):
+    for step in learn(learner, lambda _: batch, Constant(), steps=steps):
         _ = step.loss  # wait for the device
         timed.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -40,10 +40,8 @@ from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
 from nextile.tasks.translation import Translating
-from nextile.training.graph import one_graph
-from nextile.training.loop import Step, train
+from nextile.training.loop import Step, learn
 from nextile.training.metrics import told
-from nextile.training.optim import Optimizer
 from nextile.training.state import restore, snapshot
 
 TASKS: dict[str, Task] = {
@@ -192,9 +190,7 @@ class Run:
         self.settings, self.report, self.began = settings, report, began
         device = choose_device(settings.device)
         self.model = build(plan.model, seed=settings.seed, device=device)
-        self.optimizer = Optimizer(self.model, settings.optimizer_settings(), compiled=plan.compiled)
-        objective = task.objective(settings.label_smoothing, settings.r_drop)
-        self.objective = one_graph(objective) if plan.compiled else objective
+        self.learner = task.learner(self.model, settings, precision=plan.dtype, compiled=plan.compiled)
         self.batches = data.batches(
             context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed
         )
@@ -212,7 +208,7 @@ class Run:
         saved = states.latest_state(self.folder)
         if saved.note:
             self.report.warn(saved.note)
-        self.progress = Progress(**restore(self.model, self.optimizer, saved.tensors, saved.progress))
+        self.progress = Progress(**restore(self.model, self.learner, saved.tensors, saved.progress))
         self.earlier = self.progress.seconds
         self.log.rewind(self.progress.metrics_bytes, self.progress.step)
         self.report.say(f"resuming '{self.folder}' after step {self.progress.step:,} of {self.progress.steps:,}")
@@ -232,7 +228,7 @@ class Run:
     def save(self) -> None:
         """Everything that resuming needs, whole or not at all."""
         self.progress.seconds, self.progress.metrics_bytes = self._elapsed(), self.log.size()
-        saved = snapshot(self.model, self.optimizer, asdict(self.progress))
+        saved = snapshot(self.model, self.learner, asdict(self.progress))
         states.save_state(self.folder, self.progress.step, *saved, kept=self.settings.checkpoint.average)
 
     # --- the steps --------------------------------------------------------------------------------------------------
@@ -280,10 +276,9 @@ class Run:
                 return
 
     def _steps(self) -> Iterator[Step]:
-        return train(
-            self.model, self.batches, self.objective, self.optimizer, self.settings.schedule,
-            steps=self.progress.steps, start=self.progress.step, clip=self.settings.clip,
-            precision=self.plan.dtype, seed=self.settings.seed, compiled=self.plan.compiled,
+        return learn(
+            self.learner, self.batches, self.settings.schedule,
+            steps=self.progress.steps, start=self.progress.step, seed=self.settings.seed,
         )  # fmt: skip
 
     def _set_due(self) -> None:
@@ -317,7 +312,7 @@ class Run:
     def _measured_steps(self) -> int:
         """How many steps fit in the time, from a few whose effect is taken back."""
         self.progress.steps = 1 << 40  # as long as it is unknown: the warm-up's rate
-        tensors, document = snapshot(self.model, self.optimizer, {})
+        tensors, document = snapshot(self.model, self.learner, {})
         seconds, began = [], time.monotonic()
         for step in islice(self._steps(), MEASURED):
             _ = step.loss  # waits for the device
@@ -325,7 +320,7 @@ class Run:
             began = time.monotonic()
             if self.signal:
                 break
-        restore(self.model, self.optimizer, tensors, document)
+        restore(self.model, self.learner, tensors, document)
         per_step = statistics.median(seconds[2:] or seconds)
         costs = 1 + self.data.validation_tokens / 3 / self.plan.tokens_per_step * 10 * per_step  # of all validations
         return max(1, int(max(self._left() - min(costs, 0.1 * self._left()), 0.0) / per_step))

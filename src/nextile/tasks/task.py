@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,10 @@ from nextile.data.batches import Batch
 from nextile.models.build import AnyModel
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
-from nextile.training.objectives import Objective
+from nextile.tasks.shapes import STACK_SIZES
+from nextile.training.learner import GradientLearner, Learner
+from nextile.training.objectives import smooth_and_consistent
+from nextile.training.optim import Optimizer
 
 
 class Data(Protocol):
@@ -107,10 +111,38 @@ class Task(Protocol):
         """The model to begin from, made to fit the data."""
         ...
 
-    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
-        """What the model is asked to do."""
+    def epochs(self, settings: RunSettings) -> float | None:
+        """How often the data is read when nobody gives a budget; None: as often as the usual time allows."""
+        ...
+
+    def learner(self, model: AnyModel, settings: RunSettings, *, precision: torch.dtype, compiled: bool) -> Learner:
+        """What changes the model in training."""
         ...
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""
         ...
+
+
+class GradientTask:
+    """What tasks have in common that learn by gradients, where they say nothing else."""
+
+    rows: int | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
+    sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
+
+    def adapt(self, base: Pretrained, data: Any) -> AnyModel:
+        """The model to begin from as it is."""
+        return base.model
+
+    def epochs(self, settings: RunSettings) -> float | None:
+        """As often as the usual time allows."""
+        return None
+
+    def learner(self, model: AnyModel, settings: RunSettings, *, precision: torch.dtype, compiled: bool) -> Learner:
+        """The next token, or what a batch asks, with labels as smooth and passes as consistent as the settings say."""
+        optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
+        objective = smooth_and_consistent(settings.label_smoothing, settings.r_drop)
+        return GradientLearner(
+            model, objective, optimizer, clip=settings.clip, precision=precision, compiled=compiled
+        )  # fmt: skip

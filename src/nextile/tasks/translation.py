@@ -27,12 +27,13 @@ from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.shapes import preset_of, with_heads
+from nextile.tasks.task import GradientTask
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
 from nextile.text.pairs import for_pairs, start_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import bleu, check_tokenizer, chrf, exact, text_measures
-from nextile.training.objectives import Objective, next_token, smooth_and_consistent
+from nextile.training.objectives import next_token
 
 PRESETS = {"modern": modern, "marian": marian, "prenorm": prenorm}
 STACK_SIZES = {"width": ("encoder.width", "decoder.width")}  # the two must be the same
@@ -161,14 +162,13 @@ def all_pairs(pairs: PairStore, start: int, limit: int) -> Iterator[Batch]:
     return PackedPairs(pairs, length=length, batch=max(1, BATCH_TOKENS // length), seed=0, start=start).once()
 
 
-class Translating:
+class Translating(GradientTask):
     """`--task translate`."""
 
     name = "translate"
     preset = "modern"
     dropout = 0.3
     counts = "tok"
-    rows: int | None = None
     unread: Collection[str] = ("images", "augment")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
@@ -212,14 +212,6 @@ class Translating:
             start=start_of(data.processor),
             **with_heads({**(own or size), **asked}),
         )
-
-    def adapt(self, base: Pretrained, data: PairData) -> AnyModel:
-        """As it is."""
-        return base.model
-
-    def objective(self, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Objective:
-        """The target's next token."""
-        return smooth_and_consistent(label_smoothing, r_drop)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

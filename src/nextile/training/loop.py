@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
 from nextile.data.batches import Batch, prefetch
-from nextile.training.graph import one_graph
+from nextile.training.learner import GradientLearner, Learner, Measure
 from nextile.training.objectives import Objective
 from nextile.training.optim import Optimizer
 
@@ -52,34 +52,6 @@ class Step:
     def skipped(self) -> bool:
         """Whether loss or norm was not finite, so that nothing changed."""
         return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
-
-
-class _Measure:
-    """The objective of one model at one precision, on the model's device."""
-
-    def __init__(self, model: nn.Module, objective: Objective, precision: torch.dtype):
-        self.model, self.objective = model, objective
-        self.device = next(model.parameters()).device
-        self.half = precision == torch.bfloat16
-
-    def nats(self, batch: Batch) -> Tensor:
-        """The batch's total loss: ()."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.objective(self.model, batch.to(self.device))
-
-    def backward(self, micros: Sequence[Batch], index: int) -> tuple[Tensor, int]:
-        """Gradients of the mean over all micro-batches' targets; that mean, (), and how many targets."""
-        asked = sum(batch.weight for batch in micros)
-        if not asked:
-            raise NextileError(
-                f"step {index} asks for no target at all: give the data longer texts or a shorter context"
-            )
-        losses = []
-        for batch in micros:
-            loss = self.nats(batch) / asked
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum(), asked
 
 
 class _Watch:
@@ -119,24 +91,32 @@ def train(
     seed: int = 0,
     compiled: bool = False,
 ) -> Iterator[Step]:
-    """Train from step `start` up to `steps`; each step learns from the micro-batches `batches(step)` as from one batch.
+    """Train by gradients from step `start` up to `steps`: `learn` with a `GradientLearner`, whose options these are."""
+    learner = GradientLearner(model, objective, optimizer, clip=clip, precision=precision, compiled=compiled)
+    return learn(learner, batches, schedule, steps=steps, start=start, seed=seed)
 
-    precision: float32, or bfloat16 for the matrix products while weights and sums stay float32.
-    compiled: one graph per shape, for runs long enough to pay for it; an objective compiled before is used as it is.
+
+def learn(
+    learner: Learner,
+    batches: Callable[[int], Sequence[Batch]],
+    schedule: Schedule,
+    *,
+    steps: int,
+    start: int = 0,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """From step `start` up to `steps`; each step learns from the micro-batches `batches(step)` as from one batch.
+
     Seeds torch's global generators at each step. Errors: NextileError after five skipped steps in a row.
     """
-    measure = _Measure(model, one_graph(objective) if compiled else objective, precision)
-    watch = _Watch(every=1 if measure.device.type == "cpu" else 16)
+    watch = _Watch(every=16 if learner.patient else 1)
     with closing(prefetch(batches, start, steps)) as ahead:
         for index, micros in enumerate(ahead, start):
             began = time.perf_counter()
             torch.manual_seed(mix(seed, index))
-            model.train()
-            optimizer.zero_grad()
-            loss, tokens = measure.backward(micros, index)
             factor = schedule.factor(index, steps)
-            norm = optimizer.step(factor, clip=clip, loss=loss)
-            step = Step(index, optimizer.settings.lr * factor, tokens, time.perf_counter() - began, loss, norm)
+            loss, norm, targets = learner.learn(micros, index, factor)
+            step = Step(index, learner.lr * factor, targets, time.perf_counter() - began, loss, norm)
             watch.see(step)
             yield step
     watch.look()
@@ -149,7 +129,7 @@ def evaluate(
 
     The model is as it was afterwards. For a compiled evaluation pass `one_graph(objective)`, the same one each time.
     """
-    measure = _Measure(model, objective, precision)
+    measure = Measure(model, objective, precision)
     training, totals, asked = model.training, [], 0
     model.eval()
     try:

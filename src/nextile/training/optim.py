@@ -251,6 +251,11 @@ class Optimizer:
         self._factor = torch.zeros((), dtype=wide, device=device)
         self._update = one_graph(_update) if compiled else _update
 
+    @property
+    def kind(self) -> str:
+        """Whose state it is."""
+        return self.settings.type
+
     def zero_grad(self) -> None:
         """Forget the gradients, and their memory."""
         for part in self.parts:

@@ -5,26 +5,35 @@ There is no state of random generators: the order of the data and dropout are fu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
-from nextile.training.optim import Optimizer, copy_exactly
+from nextile.training.optim import copy_exactly
 
 FORMAT = 1
 
 
+class Stateful(Protocol):
+    """What changes the weights, an optimizer or a learner: its kind, and its tensors by name."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+
 def snapshot(
-    model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
+    model: nn.Module, optimizer: Stateful, progress: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors on the CPU that later steps do not touch, and a document for JSON; `progress` is the caller's own."""
-    document = {"format": FORMAT, "optimizer": optimizer.settings.type, "progress": progress}
+    document = {"format": FORMAT, "optimizer": optimizer.kind, "progress": progress}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model, optimizer).items()}, document
 
 
 def restore(
-    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], document: dict[str, Any]
+    model: nn.Module, optimizer: Stateful, tensors: dict[str, Tensor], document: dict[str, Any]
 ) -> dict[str, Any]:
     """Put a snapshot back, bit for bit, and return its `progress`.
 
@@ -34,14 +43,14 @@ def restore(
         raise NextileError(
             f"training state of format {document.get('format')}, not {FORMAT}: resume with the nextile that wrote it"
         )
-    wrote, reads = document["optimizer"], optimizer.settings.type
+    wrote, reads = document["optimizer"], optimizer.kind
     if wrote != reads:
         raise NextileError(f"training state of optimizer {wrote!r}, not {reads!r}: resume with optimizer={wrote}")
     copy_exactly(tensors, _tensors(model, optimizer), "the training state")
     return document["progress"]
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizer: Stateful) -> dict[str, Tensor]:
     """Weights and persistent buffers, tied ones once, beside the optimizer's."""
     seen: set[int] = set()
     weights = {}
