@@ -174,7 +174,7 @@ def _reads(processor: Processor) -> dict[str, Any]:
 
 def _caches(spec: Spec) -> dict[str, int]:
     """What a token that was read takes, where tokens are read one after the other."""
-    if isinstance(spec, specs.VisionTransformer):
+    if isinstance(spec, (specs.VisionTransformer, specs.WordModel)):
         return {}
     return {"cache_bytes_per_token": count.cache_memory(spec, rows=1, length=1)}
 

@@ -135,7 +135,7 @@ def test_shards_with_an_index(folder):
         ("[" * 100_000, "cannot be read as JSON"),
         (
             '{"model_type": "mamba"}',
-            "model_type 'mamba' is not one that nextile reads: it reads gpt2, imagegpt, marian, qwen3, vit",
+            "model_type 'mamba' is not one that nextile reads: it reads bert, gpt2, imagegpt, marian, qwen3, vit",
         ),
         ('{"model_type": "gpt2"}', "'vocab_size' is missing"),
         ('{"model_type": "nextile", "nextile": {"type": "transformer", "context": -1}}', "context"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nextile.base.errors import NextileError
-from nextile.cli import classify, evaluate, generate, info, paint, plan, tokenize, train, translate
+from nextile.cli import classify, evaluate, generate, info, paint, plan, tokenize, train, translate, words
 
 EXAMPLES = """
 \b
@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: it reads the same everywhere and comes in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, generate, translate, classify, paint, evaluate, tokenize, info, plan):
+for verb in (train, generate, translate, classify, paint, words, evaluate, tokenize, info, plan):
     name = verb.__name__.rpartition(".")[2]
     app.command(name, epilog=verb.EXAMPLES)(getattr(verb, name))
 

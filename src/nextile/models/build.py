@@ -5,6 +5,7 @@ import torch
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.models.transformer import Transformer
 from nextile.models.vision import VisionTransformer
+from nextile.models.words import CBOW, SkipGram, WordVectors
 from nextile.nn import specs
 from nextile.nn.init import initialise
 
@@ -12,13 +13,18 @@ MODULES = {
     specs.Transformer: Transformer,
     specs.EncoderDecoder: EncoderDecoder,
     specs.VisionTransformer: VisionTransformer,
+    specs.CBOW: CBOW,
+    specs.SkipGram: SkipGram,
 }
-AnyModel = Transformer | EncoderDecoder | VisionTransformer
-AnySpec = specs.Transformer | specs.EncoderDecoder | specs.VisionTransformer
+AnyModel = Transformer | EncoderDecoder | VisionTransformer | WordVectors
+DeepSpec = specs.Transformer | specs.EncoderDecoder | specs.VisionTransformer
+AnySpec = DeepSpec | specs.CBOW | specs.SkipGram
 
 
 def depth(spec: AnySpec) -> int:
-    """The depth of the stack that predicts."""
+    """The depth of the stack that predicts; word vectors have none."""
+    if isinstance(spec, specs.WordModel):
+        return 0
     return spec.decoder.depth if isinstance(spec, specs.EncoderDecoder) else spec.stack.depth
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import prod
 from operator import mul
 
-from nextile.models.build import AnySpec, skeleton
+from nextile.models.build import AnySpec, DeepSpec, skeleton
 from nextile.nn import specs
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -62,11 +62,13 @@ Embedding = specs.TokenEmbedding | specs.PatchEmbedding | specs.ConvEmbedding
 
 
 def stacks_of(spec: AnySpec) -> list[specs.Stack]:
-    """All of a model's, the one that predicts last."""
+    """All of a model's, the one that predicts last; word vectors have none."""
+    if isinstance(spec, specs.WordModel):
+        return []
     return [spec.encoder, spec.decoder] if isinstance(spec, specs.EncoderDecoder) else [spec.stack]
 
 
-def embeddings_of(spec: AnySpec) -> list[Embedding]:
+def embeddings_of(spec: DeepSpec) -> list[Embedding]:
     """All of a model's."""
     embeds = [spec.source, spec.target] if isinstance(spec, specs.EncoderDecoder) else [spec.embed]
     return [embed for embed in embeds if embed]
@@ -74,6 +76,8 @@ def embeddings_of(spec: AnySpec) -> list[Embedding]:
 
 def outputs_of(spec: AnySpec) -> int:
     """How many scores the head gives: tokens of the vocabulary, or classes."""
+    if isinstance(spec, specs.WordModel):
+        return spec.vocab
     if isinstance(spec, specs.VisionTransformer):
         return len(spec.head.classes)
     if isinstance(spec.head, specs.LinearHead) and spec.head.vocab:
@@ -108,10 +112,10 @@ def convolutions(embed: specs.ConvEmbedding, width: int) -> list[tuple[int, int]
 
 
 def embedding_parameters(embed: Embedding, width: int, summaries: int = 0) -> int:
-    """What tokens or pictures become vectors by, the summaries before them, and learned positions."""
+    """What tokens or pictures become vectors by, the summaries before them, learned positions, and types."""
     if isinstance(embed, specs.TokenEmbedding):
         learned = embed.position.length if isinstance(embed.position, specs.Learned) else 0
-        return (embed.vocab + learned) * width
+        return (embed.vocab + learned + (embed.types or 0)) * width
     placed = (embed.tokens + 2 * summaries) * width  # a summary has a place as well
     if isinstance(embed, specs.PatchEmbedding):
         return placed + (embed.channels * embed.patch**2 + 1) * width
@@ -127,8 +131,10 @@ def embedding_flops(embed: Embedding, width: int) -> float:
     return 0.0
 
 
-def head_parameters(spec: AnySpec, width: int) -> int:
-    """Its own matrix if it has one, its bias, and what weighs the vectors."""
+def head_parameters(spec: DeepSpec, width: int) -> int:
+    """Its own matrix if it has one, its bias, and what transforms or weighs the vectors before."""
+    if isinstance(spec.head, specs.MaskedHead):
+        return (width + 1) * width + norm_parameters(spec.head.norm, width) + outputs_of(spec)
     outputs, bias = outputs_of(spec), outputs_of(spec) if spec.head.bias else 0
     weighing = width + 1 if isinstance(spec.head, specs.WeightedHead) else 0
     return (0 if isinstance(spec.head, specs.TiedHead) else outputs * width) + bias + weighing
@@ -140,19 +146,30 @@ def _norm_of(embed: Embedding) -> specs.LayerNorm | specs.RMSNorm | None:
 
 def parameters(spec: AnySpec) -> Parameters:
     """Counted from the spec. Errors: AssertionError if the built model disagrees."""
+    counted = word_parameters(spec) if isinstance(spec, specs.WordModel) else deep_parameters(spec)
+    built = sum(prod(parameter.shape) for parameter in skeleton(spec).parameters())
+    assert counted.total == built, f"counted {counted.total} parameters, built {built}"
+    return counted
+
+
+def word_parameters(spec: specs.WordModel) -> Parameters:
+    """The two tables."""
+    table = spec.vocab * spec.width
+    return Parameters(embedding=table, attention=0, feed_forward=0, norm=0, head=table)
+
+
+def deep_parameters(spec: DeepSpec) -> Parameters:
+    """Those of embeddings, stacks and head."""
     stacks, embeds = stacks_of(spec), embeddings_of(spec)
     width, summaries = stacks[-1].width, spec.summaries if isinstance(spec, specs.VisionTransformer) else 0
     attention, feed_forward, norm = (sum(part) for part in zip(*map(stack_parameters, stacks), strict=True))
-    counted = Parameters(
+    return Parameters(
         embedding=sum(embedding_parameters(embed, width, summaries) for embed in embeds),
         attention=attention,
         feed_forward=feed_forward,
         norm=norm + sum(norm_parameters(_norm_of(embed), width) for embed in embeds),
         head=head_parameters(spec, width),
     )
-    built = sum(prod(parameter.shape) for parameter in skeleton(spec).parameters())
-    assert counted.total == built, f"counted {counted.total} parameters, built {built}"
-    return counted
 
 
 def score_flops(stack: specs.Stack, length: int) -> float:
@@ -166,9 +183,11 @@ def score_flops(stack: specs.Stack, length: int) -> float:
 
 def forward_flops(spec: AnySpec, length: int) -> float:
     """FLOPs per token of one forward pass over `length` tokens."""
+    if isinstance(spec, specs.WordModel):  # the mean of its neighbours, about so many, and what it is told from
+        return 2.0 * spec.width * (spec.window + 1 + spec.negatives)
     scores = sum(score_flops(stack, length) for stack in stacks_of(spec))
     width = stacks_of(spec)[-1].width
-    ends = 2.0 * width * outputs_of(spec)
+    ends = 2.0 * width * (outputs_of(spec) + (width if isinstance(spec.head, specs.MaskedHead) else 0))
     if isinstance(spec, specs.VisionTransformer):
         ends = (ends + embedding_flops(spec.embed, width)) / spec.context
     return 2 * parameters(spec).matrices + scores + ends
@@ -203,8 +222,10 @@ def training_memory(spec: AnySpec, *, rows: int, length: int, precision: str = "
 
     Masters, gradients (as they come, and gathered for the update) and `states` optimizer moments in fp32; what each
     block keeps for its backward pass; the logits three times (themselves, their softmax, their gradient). `rows` are
-    those of one micro-batch.
+    those of one micro-batch. Word vectors change in place and keep nothing.
     """
+    if isinstance(spec, specs.WordModel):
+        return parameters(spec).total * 4 + rows * length * 8
     fixed = parameters(spec).total * 4 * (3 + states)
     kept = sum(kept_memory(stack, length, BYTES[precision]) for stack in stacks_of(spec))
     return fixed + rows * length * (kept + 3 * 4 * outputs_of(spec)) + rows * pictures_memory(spec, BYTES[precision])

@@ -45,13 +45,26 @@ class SinusoidalPosition(nn.Module):
 POSITIONS = {specs.Learned: LearnedPosition, specs.Sinusoidal: SinusoidalPosition}
 
 
+class FirstType(nn.Module):
+    """A trained vector per text of a row, of which tokens here are all from the first (Devlin et al. 2019, BERT)."""
+
+    def __init__(self, types: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(types, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return x + self.weight[0].to(x.dtype)
+
+
 class TokenEmbedding(nn.Module):
-    """dropout(norm(token * scale + position))."""
+    """dropout(norm(token * scale + type + position))."""
 
     def __init__(self, spec: specs.TokenEmbedding, width: int):
         super().__init__()
         self.scale = spec.scale
         self.token = nn.Embedding(spec.vocab, width)
+        self.types = FirstType(spec.types, width) if spec.types else nn.Identity()
         self.position = POSITIONS[type(spec.position)](spec.position, width) if spec.position else None
         self.length = spec.position.length if spec.position else None
         self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()
@@ -66,7 +79,7 @@ class TokenEmbedding(nn.Module):
             )
         x = self.token(ids)
         tap(self, "tokens", x)
-        x = x * self.scale if self.scale != 1.0 else x
+        x = self.types(x * self.scale if self.scale != 1.0 else x)
         if self.position is not None:
             x = x + self.position(positions).to(x.dtype)
         return self.dropout(self.norm(x))

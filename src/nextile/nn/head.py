@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from nextile.nn import specs
 from nextile.nn.embed import TokenEmbedding
+from nextile.nn.feedforward import ACTIVATIONS
 from nextile.nn.linear import Linear, linear
+from nextile.nn.norm import make_norm
 from nextile.nn.tap import tap
 
 
@@ -40,10 +42,25 @@ class LinearHead(Linear):
         super().__init__(width, spec.vocab or vocab, bias=spec.bias)
 
 
-MODULES = {specs.TiedHead: TiedHead, specs.LinearHead: LinearHead}
+class MaskedHead(TiedHead):
+    """The embedding read backwards from what a dense layer and a norm make of the vectors (Devlin et al. 2019)."""
+
+    def __init__(self, spec: specs.MaskedHead, embed: TokenEmbedding):
+        super().__init__(specs.TiedHead(bias=True), embed)
+        width = embed.token.embedding_dim
+        self.dense = Linear(width, width)
+        self.activation = ACTIVATIONS[spec.activation]
+        self.norm = make_norm(spec.norm, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        return super().forward(self.norm(self.activation(self.dense(x))))
 
 
-def make_head(spec: specs.TiedHead | specs.LinearHead, embed: TokenEmbedding) -> nn.Module:
+MODULES = {specs.TiedHead: TiedHead, specs.LinearHead: LinearHead, specs.MaskedHead: MaskedHead}
+
+
+def make_head(spec: specs.TiedHead | specs.LinearHead | specs.MaskedHead, embed: TokenEmbedding) -> nn.Module:
     """The module that the spec's type names."""
     return MODULES[type(spec)](spec, embed)
 

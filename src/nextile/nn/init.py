@@ -48,7 +48,18 @@ class Kaiming:
         nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """Drawn evenly from -1/2D to 1/2D, of vectors of D numbers (word2vec)."""
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place."""
+        parameter.uniform_(-0.5 / parameter.shape[-1], 0.5 / parameter.shape[-1], generator=generator)
+
+
 TABLE = (
+    ("words_in.weight", Narrow()),
+    ("words_out.weight", Constant(0.0)),
     ("*.convolutions.*.weight", Kaiming()),
     ("*norm.weight", Constant(1.0)),
     ("*.bias", Constant(0.0)),

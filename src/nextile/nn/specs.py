@@ -167,6 +167,7 @@ class TokenEmbedding(Settings):
     scale: Positive = 1.0  # sqrt(width) in the 2017 shape
     norm: Norm | None = None
     dropout: Probability = 0.0
+    types: Annotated[int, Field(ge=1, le=1 << 10)] | None = None  # present: which text of its row a token is from, BERT
 
 
 class TiedHead(Settings):
@@ -185,7 +186,15 @@ class LinearHead(Settings):
     vocab: Vocabulary | None = None  # None: all that the embedding has; image-GPT never predicts its first token
 
 
-Head = Annotated[TiedHead | LinearHead, Field(discriminator="type")]
+class MaskedHead(Settings):
+    """A matrix, an activation and a norm, then the embedding read backwards, and a bias (Devlin et al. 2019, BERT)."""
+
+    type: Literal["masked"] = "masked"
+    activation: Activation = "gelu"
+    norm: Norm = LayerNorm()
+
+
+Head = Annotated[TiedHead | LinearHead | MaskedHead, Field(discriminator="type")]
 
 
 class Transformer(Settings):
@@ -352,4 +361,33 @@ class VisionTransformer(Settings):
         return self.embed.tokens + self.summaries
 
 
-Model = Annotated[Transformer | EncoderDecoder | VisionTransformer, Field(discriminator="type")]
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+class WordModel(Settings):
+    """Two vectors for every word, one where it is seen and one where it is predicted (Mikolov et al. 2013)."""
+
+    vocab: Vocabulary
+    width: Width = 100
+    window: Annotated[int, Field(ge=1, le=1 << 10)] = 5  # the furthest neighbour; each word draws its own, up to this
+    negatives: Annotated[int, Field(ge=1, le=1 << 10)] = 5  # wrong words that a right one is told from
+
+    @property
+    def context(self) -> int:
+        """Any number of words: a word sees its neighbours alone."""
+        return 1 << 24
+
+
+class CBOW(WordModel):
+    """A word from the mean of its neighbours, in whichever order they stand: a continuous bag of words."""
+
+    type: Literal["cbow"] = "cbow"
+
+
+class SkipGram(WordModel):
+    """Each of its neighbours from a word."""
+
+    type: Literal["skip_gram"] = "skip_gram"
+
+
+Model = Annotated[Transformer | EncoderDecoder | VisionTransformer | CBOW | SkipGram, Field(discriminator="type")]

@@ -203,7 +203,7 @@ class Classifying(GradientTask):
     dropout = 0.1
     counts = "pictures"
     rows: int | None = ROWS
-    unread: Collection[str] = ("tokenizer", "context", "images.colours")
+    unread: Collection[str] = ("words", "tokenizer", "context", "images.colours")
     settings: Mapping[str, Any] = SETTINGS
 
     def suits(self, sources: Sequence[str]) -> bool:

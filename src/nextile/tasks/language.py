@@ -117,7 +117,7 @@ class LanguageModelling(GradientTask):
     preset = "qwen3"
     dropout = 0.1
     counts = "tok"
-    unread: Collection[str] = ("images", "augment")
+    unread: Collection[str] = ("words", "images", "augment")
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Any text."""
@@ -132,7 +132,7 @@ class LanguageModelling(GradientTask):
         corpus = open_corpus(source)
         if corpus.builtin and Path(source).name == source:
             report.say(f"{source} is built in: {corpus.bytes:,} bytes of text from this Python")
-        train, held_out = _parts(corpus, settings.validation, settings.seed)
+        train, held_out = parts(corpus, settings.validation, settings.seed)
         tokenizer = tokenizer or learn_tokenizer(train, settings.tokenizer, report)
         stores = [
             store_tokens(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
@@ -166,7 +166,7 @@ def only_one(sources: Sequence[str]) -> str:
     return sources[0]
 
 
-def _parts(corpus: Corpus, validation: Validation, seed: int) -> tuple[Documents, Documents]:
+def parts(corpus: Corpus, validation: Validation, seed: int) -> tuple[Documents, Documents]:
     """What to train on and what to validate on: a text of its own, or what is held out."""
     if validation.data:
         return corpus.documents, open_corpus(only_one(validation.data)).documents

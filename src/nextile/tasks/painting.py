@@ -139,7 +139,7 @@ class Painting(GradientTask):
     preset = "imagegpt"
     dropout = 0.1
     counts = "pixels"
-    unread: Collection[str] = ("tokenizer", "context", *PAINTED)
+    unread: Collection[str] = ("words", "tokenizer", "context", *PAINTED)
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Never unasked: pictures are classified."""

@@ -102,7 +102,7 @@ class Plan(Settings):
         flops = count.training_flops(self.model, self.context) * self.tokens_per_step
         step = "" if self.seconds_per_step is None else f", about {self._seconds():.3g} s on this {self.device}"
         return [
-            ("model", f"{self.preset}: {_shape(count.stacks_of(self.model))}"),
+            ("model", f"{self.preset}: {_shape(self.model)}"),
             ("parameters", f"{parameters.total:,} ({parameters.embedding + parameters.head:,} in the embedding)"),
             ("step", f"{self.batch} rows of {self.context} tokens, {flops:.2g} FLOPs{step}"),
             ("run", self._length()),
@@ -130,8 +130,11 @@ class Plan(Settings):
         return self.model_dump() | figures
 
 
-def _shape(stacks: list[specs.Stack]) -> str:
-    """4 layers of width 128, 4 heads of 32; of an encoder-decoder 4 + 4 layers."""
+def _shape(spec: Spec) -> str:
+    """4 layers of width 128, 4 heads of 32; of an encoder-decoder 4 + 4 layers; of words 100 numbers for each."""
+    if isinstance(spec, specs.WordModel):
+        return f"{spec.width} numbers for each of {spec.vocab:,} words"
+    stacks = count.stacks_of(spec)
     last = stacks[-1]
     heads, depth = last.attention.heads, " + ".join(str(stack.depth) for stack in stacks)
     head_width = last.attention.head_width(last.width)
@@ -270,7 +273,7 @@ def probe(plan: Plan, task: Task, data: Data, settings: RunSettings, steps: int 
     model = build(plan.model, device=choose_device(settings.device))
     rows = plan.batch // plan.accumulate
     batch = data.batches(context=plan.context, batch=rows, accumulate=1, seed=settings.seed)(0)
-    learner = task.learner(model, settings, precision=plan.dtype, compiled=False)
+    learner = task.learner(model, data, settings, precision=plan.dtype, compiled=False)
     began = time.perf_counter()
     timed = []
     for step in learn(learner, lambda _: batch, Constant(), steps=steps):

@@ -40,12 +40,13 @@ from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
 from nextile.tasks.translation import Translating
+from nextile.tasks.words import WordEmbedding
 from nextile.training.loop import Step, learn
 from nextile.training.metrics import told
 from nextile.training.state import restore, snapshot
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Classifying(), Translating(), LanguageModelling(), Painting())
+    task.name: task for task in (Classifying(), Translating(), LanguageModelling(), Painting(), WordEmbedding())
 }  # in the order in which they are asked whether data suits them; language takes any
 RUN = "run.json"
 SHOWN = 0.5  # seconds between two looks at the loss
@@ -190,7 +191,7 @@ class Run:
         self.settings, self.report, self.began = settings, report, began
         device = choose_device(settings.device)
         self.model = build(plan.model, seed=settings.seed, device=device)
-        self.learner = task.learner(self.model, settings, precision=plan.dtype, compiled=plan.compiled)
+        self.learner = task.learner(self.model, data, settings, precision=plan.dtype, compiled=plan.compiled)
         self.batches = data.batches(
             context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed
         )

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from nextile.base.config import Settings
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
-from nextile.nn.specs import Length, Probability, Side
+from nextile.nn.specs import Length, Probability, Side, Width
 from nextile.training.optim import AdamW, Muon, OptimizerSettings
 from nextile.training.schedule import Linear, Schedule
 
@@ -63,6 +63,17 @@ class Augmenting(Augment):
         return Augment.model_validate(automatic | said)
 
 
+class Words(Settings):
+    """How word vectors are learned; the names are the field's since word2vec."""
+
+    epochs: Rate = 5.0  # passes over the text, where no budget is given
+    dim: Width = 100  # numbers of a vector
+    window: Count = 5
+    negatives: Count = 5
+    subsample: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-3  # words that are more of the text are left out at random
+    min_count: Count = 5  # words that occur less often are left out
+
+
 class RunSettings(Settings):
     """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
 
@@ -84,6 +95,7 @@ class RunSettings(Settings):
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
     tokenizer: TokenizerChoice = TokenizerChoice()
+    words: Words = Words()
     images: Images = Images()
     augment: Augmenting = Augmenting()
     model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6

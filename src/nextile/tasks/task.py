@@ -115,8 +115,10 @@ class Task(Protocol):
         """How often the data is read when nobody gives a budget; None: as often as the usual time allows."""
         ...
 
-    def learner(self, model: AnyModel, settings: RunSettings, *, precision: torch.dtype, compiled: bool) -> Learner:
-        """What changes the model in training."""
+    def learner(
+        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
+    ) -> Learner:
+        """What changes the model in training on the data."""
         ...
 
     def trial(self, folder: Path) -> str:
@@ -139,7 +141,9 @@ class GradientTask:
         """As often as the usual time allows."""
         return None
 
-    def learner(self, model: AnyModel, settings: RunSettings, *, precision: torch.dtype, compiled: bool) -> Learner:
+    def learner(
+        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
+    ) -> Learner:
         """The next token, or what a batch asks, with labels as smooth and passes as consistent as the settings say."""
         optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
         objective = smooth_and_consistent(settings.label_smoothing, settings.r_drop)

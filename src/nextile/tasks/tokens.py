@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Processor, Spec
+from nextile.checkpoint.store import Processor
 from nextile.data.shards import TokenStore, open_store, write_store
 from nextile.tasks.report import Report
 from nextile.tasks.settings import TokenizerChoice
@@ -28,7 +29,7 @@ def text_only(processor: Processor, folder: Path) -> Tokenizer:
     return processor
 
 
-def tokens_of(base: Pretrained | None, shape: type[Spec], task: str) -> Tokenizer | None:
+def tokens_of(base: Pretrained | None, shape: type[Settings], task: str) -> Tokenizer | None:
     """The tokens of the model to begin from, if there is one. Errors: UsageError when it cannot do the task."""
     if base is None:
         return None
@@ -46,13 +47,20 @@ class Texts(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
 
+def watched(texts: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
+    """The texts; the bytes of each are told when the next is asked for."""
+    for text in texts:
+        yield text
+        advance(len(text.encode()))
+
+
 def learn_tokenizer(texts: Texts, choice: TokenizerChoice, report: Report) -> Tokenizer:
     """The tokenizer that was chosen, or what suits the amount of text, learned from it."""
     kind = choice.kind
     if kind == "auto":
         kind = "char" if texts.bytes < SMALL else "bpe"
     with report.bar(f"learning the tokens ({kind})", texts.bytes, "B") as bar:
-        return train_tokenizer(kind, choice.size or bpe_size(texts.bytes), _watched(texts, bar.advance))
+        return train_tokenizer(kind, choice.size or bpe_size(texts.bytes), watched(texts, bar.advance))
 
 
 def bpe_size(size: int) -> int:
@@ -61,17 +69,19 @@ def bpe_size(size: int) -> int:
     return 2 ** min(15, int(power))
 
 
-def _watched(texts: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
-    for text in texts:
-        yield text
-        advance(len(text.encode()))
+def as_they_are(ids: np.ndarray) -> np.ndarray:
+    """All tokens of a text."""
+    return ids
 
 
-def store_tokens(texts: Texts, tokenizer: Tokenizer, folder: Path, title: str, report: Report) -> TokenStore:
-    """The tokens of each text in a store of their own."""
+def store_tokens(
+    texts: Texts, tokenizer: Tokenizer, folder: Path, title: str, report: Report,
+    kept: Callable[[np.ndarray], np.ndarray] = as_they_are,
+) -> TokenStore:  # fmt: skip
+    """The tokens of each text in a store of their own, or those of them that are kept."""
     meta = {"text_bytes": texts.bytes, "tokenizer": tokenizer.fingerprint()}
     with report.bar(title, texts.bytes, "B") as bar:
-        arrays = tokenizer.encode_documents(texts, progress=bar.update)
+        arrays = map(kept, tokenizer.encode_documents(texts, progress=bar.update))
         return write_store(folder, arrays, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id, meta=meta)
 
 

@@ -169,7 +169,7 @@ class Translating(GradientTask):
     preset = "modern"
     dropout = 0.3
     counts = "tok"
-    unread: Collection[str] = ("images", "augment")
+    unread: Collection[str] = ("words", "images", "augment")
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -189,6 +189,8 @@ def encoder(core: Tokenizer, kind: str, spec: dict[str, Any]) -> Encoder:
         return partial(_encode_characters, _character_table(spec["model"]))
     if kind == "byte":
         return partial(_encode_bytes, _byte_table(spec["model"]))
+    if kind == "lexicon":
+        return partial(_encode_words, _WordIds(spec["model"]), core)
     if _is_plain(spec):
         return partial(_encode_with_gigatoken, _without_added_tokens(spec), core)
     return partial(_encode_with_tokenizers, core)
@@ -214,6 +216,43 @@ def _byte_table(model: dict[str, Any]) -> np.ndarray:
 
 def _encode_bytes(table: np.ndarray, texts: Sequence[str]) -> list[np.ndarray]:
     return [table[np.frombuffer(utf8(text), np.uint8)] for text in texts]
+
+
+# What a translation to this leaves of ASCII: small letters, digits, apostrophes, and spaces for all else.
+_PLAIN = "".join(chr(i).lower() if chr(i).isalnum() or chr(i) in "_'" else " " for i in range(128))
+
+
+def words_of(core: Tokenizer, text: str) -> Iterator[str]:
+    """What `core` splits a text into: words in small letters, some here still between apostrophes, or nothing else.
+
+    ASCII goes a faster way, line by line, since hardly any text is ASCII from end to end.
+    """
+    for plain, lines in groupby(text.splitlines(keepends=True), str.isascii):
+        part = "".join(lines)
+        yield from part.translate(_PLAIN).split() if plain else _words_with_tokenizers(core, part)
+
+
+def _words_with_tokenizers(core: Tokenizer, text: str) -> list[str]:
+    lowered = core.normalizer.normalize_str(text)
+    return [word for word, _ in core.pre_tokenizer.pre_tokenize_str(lowered)]
+
+
+class _WordIds(dict[str, int]):
+    """The id of every word, also of one that still stands between apostrophes; -1 where there is nothing else."""
+
+    def __init__(self, model: dict[str, Any]):
+        super().__init__(model["vocab"])
+        self._unknown = self[model["unk_token"]]
+
+    def __missing__(self, piece: str) -> int:
+        word = piece.strip("'")
+        self[piece] = found = self.get(word, self._unknown) if word else -1
+        return found
+
+
+def _encode_words(ids: _WordIds, core: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    found = (np.fromiter(map(ids.__getitem__, words_of(core, text)), np.int64) for text in texts)
+    return [numbers[numbers >= 0].astype(np.uint32) for numbers in found]
 
 
 def _without_added_tokens(spec: dict[str, Any]) -> gigatoken.Tokenizer:

@@ -18,12 +18,13 @@ from nextile.base.files import atomic_write
 from nextile.text import bulk
 from nextile.text.bytelevel import BYTE, raw, utf8
 
-Kind = Literal["char", "word", "byte", "bpe", "other"]
+Kind = Literal["char", "word", "lexicon", "byte", "bpe", "other"]
 
 END = "<|endoftext|>"  # GPT-2's token between documents: ours for every kind but bytes
 UNKNOWN = "<unk>"
 EACH_CHARACTER = r"[\s\S]"
 EACH_WORD = r"\w+|\s+|[^\w\s]"  # a word, a run of white space, a sign
+LOWER_WORD = r"\w(?:[\w']*\w)?"  # a word of lower-cased text; what stands between is no token
 
 _FILE, _CONFIG, _MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _MOST = 2**24  # ids: libraries make tables as long as the highest, and a hostile file would have them fill the memory
@@ -35,6 +36,7 @@ _ROLES = {
     "begin": ("bos_token", "cls_token"),
     "pad": ("pad_token",),
     "unknown": ("unk_token",),
+    "mask": ("mask_token",),
 }
 # How a folder without such entries usually calls its end of text.
 _USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -59,7 +61,8 @@ class Tokenizer:
 
     core: the wrapped tokenizer.  kind: what a token is; "other" for those that we do not train.
     vocab_size: the highest id + 1.  special_ids: the tokens that no text encodes to.
-    end_id: the end of a text.  begin_id, pad_id, unknown_id: None where there is no such token.
+    end_id: the end of a text.  begin_id, pad_id, unknown_id, mask_id: None where there is no such token; the last
+    stands for a token that is hidden.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -72,6 +75,7 @@ class Tokenizer:
         ids = {role: self._find(names) for role, names in _ROLES.items()}
         self.end_id: int = self._usual_end() if ids["end"] is None else ids["end"]
         self.begin_id, self.pad_id, self.unknown_id = ids["begin"], ids["pad"], ids["unknown"]
+        self.mask_id = ids["mask"]
         self._mark_special(self.end_id, *ids.values())
         self.special_ids = frozenset(index for index, token in core.get_added_tokens_decoder().items() if token.special)
         self._spec: dict[str, Any] = json.loads(core.to_str())
@@ -100,7 +104,7 @@ class Tokenizer:
 
     def decode_stream(self) -> DecodeStream:
         """Text as ids arrive, special tokens left out."""
-        return _TextStream(self) if self.kind == "other" else _ByteStream(self)
+        return _TextStream(self) if self.kind in _JOINED else _ByteStream(self)
 
     def token(self, index: int) -> str:
         """How the vocabulary writes an id: "Ġthe", "<|endoftext|>"."""
@@ -112,7 +116,7 @@ class Tokenizer:
     def bytes_of(self, index: int) -> bytes | None:
         """The bytes that an id adds to the text; None where it adds none or they depend on its neighbours."""
         token = self.core.id_to_token(index)
-        if token is None or index in self.special_ids or self.kind == "other":
+        if token is None or index in self.special_ids or self.kind in _JOINED:
             return None
         return raw(token) if self._is_byte_level else token.encode()
 
@@ -191,6 +195,7 @@ class Tokenizer:
         return self.kind in ("byte", "bpe")
 
 
+_JOINED = ("lexicon", "other")  # kinds whose text depends on a token's neighbours
 _WHOLE_WORDS: dict[str, Kind] = {EACH_CHARACTER: "char", EACH_WORD: "word"}
 
 
@@ -203,6 +208,8 @@ def _kind(spec: dict[str, Any]) -> Kind:
     if model["type"] == "WordLevel" and decoder.get("type") == "Fuse" and model["unk_token"] in model["vocab"]:
         pattern = splitter.get("pattern", {}).get("Regex")
         return _WHOLE_WORDS.get(pattern, "other")
+    if model["type"] == "WordLevel" and splitter.get("pattern", {}).get("Regex") == LOWER_WORD:
+        return "lexicon"
     return "other"
 
 

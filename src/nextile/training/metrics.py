@@ -45,6 +45,11 @@ def pixel_measures(nats: float, asked: int, channels: int) -> dict[str, float]:
     return {"loss": loss, "perplexity": perplexity(loss), "bits_per_dim": loss / (channels * math.log(2))}
 
 
+def word_measures(nats: float, right: float, asked: int) -> dict[str, float]:
+    """Nats per word, and how often, 0 to 1, a word that is there seems likelier than one that is not."""
+    return {"loss": nats / asked, "told_apart": right / asked}
+
+
 class Kind(NamedTuple):
     """What is told of a run besides its loss."""
 
@@ -54,6 +59,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "told_apart": Kind("nats per word", "told from others", "{:.2%}"),
     "accuracy": Kind("nats per picture", "right", "{:.2%}"),
     "bits_per_dim": Kind("nats per pixel", "bits per dimension", "{:.4f}"),
     "bits_per_byte": Kind("nats per token", "bits per byte", "{:.4f}"),

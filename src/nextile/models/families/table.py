@@ -1,7 +1,7 @@
 """The families by name, and which of them a spec or a configuration belongs to.
 
-A family's BESIDE names what a file may hold beside the key map: copies of a tensor that is tied, and, with None, what
-is computed here.
+A family's BESIDE names what a file may hold beside the key map: copies of a tensor that is tied, other names of one,
+and, with None, what is computed here or not needed.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from nextile.base.errors import NextileError
 from nextile.models.build import AnySpec
-from nextile.models.families import gpt2, imagegpt, marian, qwen3, vit
+from nextile.models.families import bert, gpt2, imagegpt, marian, qwen3, vit
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian, vit, imagegpt)}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian, bert, vit, imagegpt)}
 
 
 def family_of(spec: AnySpec) -> str | None:

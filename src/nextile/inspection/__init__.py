@@ -1,0 +1,1 @@
+"""Floor 8: looks, never changes."""
