@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from nextile.base.config import environment, read_toml, resolve
 from nextile.base.errors import UsageError
@@ -16,12 +18,14 @@ from nextile.checkpoint.store import Processor, Spec
 from nextile.generation.beam import Beams
 from nextile.generation.complete import Completion, complete, complete_by_beams
 from nextile.generation.complete import stream as stream_text
+from nextile.generation.fill import fill, fill_spans
+from nextile.generation.pool import embed
 from nextile.generation.sample import Sampling
 from nextile.generation.translate import Translation, translate
 from nextile.images.processor import Palette
 from nextile.models import count
 from nextile.nn import specs
-from nextile.tasks import classification, language, painting, run, translation
+from nextile.tasks import classification, denoising, language, masking, painting, run, translation, words
 from nextile.tasks import probe as linear_probe
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
@@ -34,42 +38,80 @@ Sources = str | Path | Sequence[str | Path]
 Picture = str | Path | bytes
 
 
+# How a model does on a text, or on pictures: by its task.
+EVALUATORS: dict[str, Callable[[Pretrained, Sequence[str], Report], dict[str, Any]]] = {
+    "classify": classification.evaluate_classifier,
+    "paint": painting.evaluate_painter,
+    "words": words.evaluate_words,
+    "masked": masking.evaluate_masked,
+    "denoise": denoising.evaluate_denoiser,
+    "lm": language.evaluate_text,
+}
+# What is said of a model that cannot go on from a text.
+NO_WRITERS = {
+    "translate": "is a translator, not a language model: use nextile translate",
+    "words": "is one of word vectors and writes nothing: use nextile words",
+    "masked": "fills gaps and does not write from left to right: use generate",
+    "denoise": "fills gaps and does not write from left to right: use generate",
+    "paint": "reads pictures, not text: use nextile paint",
+    "classify": "reads pictures, not text: use nextile classify",
+}
+
+
 class Model(Pretrained):
     """A model with its tokenizer; `.model` is the torch module, ids (B, T) -> logits (B, T, V)."""
 
     def generate(
-        self, prompt: str | Sequence[str] = "", *, max_tokens: int = 200, temperature: float = 0.8,
+        self, prompt: str | Sequence[str] = "", *, max_tokens: int = 200, temperature: float | None = None,
         top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
         repetition_penalty: float = 1.0, n: int = 1, seed: int | None = None, stop: Sequence[str] = (),
         logprobs: int | None = None, beams: int | None = None, details: bool = False,
     ) -> Any:  # fmt: skip
-        """Continue a prompt, or each of several in one batch.
+        """Continue a prompt, or each of several in one batch; of a model that fills gaps, each [MASK] in it is filled.
 
-        temperature 0 is greedy; top_k, top_p and min_p leave out unlikely tokens; a stop string ends the text and is
-        not part of it. With beams the n most probable texts are sought, and nothing is drawn. Returns the text, or a
-        list of them (prompt by prompt) for several prompts or n > 1; with details, `Completion`s that also hold the
-        tokens, why each ended, and log-probabilities. Errors: UsageError for settings out of bounds.
+        temperature 0 is greedy; None is that where gaps are filled, else 0.8; top_k, top_p and min_p leave out unlikely
+        tokens; a stop string ends the text and is not part of it. With beams the n most probable texts are sought, and
+        nothing is drawn. Returns the text, or a list of them (prompt by prompt) for several prompts or n > 1; with
+        details, `Completion`s that also hold the tokens, why each ended, and log-probabilities. Errors: UsageError for
+        settings out of bounds.
         """
-        self._refuse_translator()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if beams is not None:
+        if self.task == "denoise":
+            _refuse_where_gaps(
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
+                repetition_penalty=repetition_penalty != 1.0,
+            )  # fmt: skip
+            wide = resolve(Beams, {"width": beams or 5})
+            groups = fill_spans(self, prompts, wide, n=n, max_tokens=max_tokens)
+        elif self.task == "masked":
+            _refuse_where_gaps(beams=beams, stop=stop, logprobs=logprobs, repetition_penalty=repetition_penalty != 1.0)
+            sampling = _sampling(temperature or 0.0, top_k, top_p, min_p, 1.0, seed)
+            groups = fill(self, prompts, sampling, n=n)
+        elif beams is not None:
+            self._refuse_others()
             _refuse_beside_beams(top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
                                  repetition_penalty=repetition_penalty != 1.0)  # fmt: skip
             groups = complete_by_beams(self, prompts, resolve(Beams, {"width": beams}), max_tokens=max_tokens, n=n)
         else:
+            self._refuse_others()
             sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             groups = complete(self, prompts, sampling, max_tokens=max_tokens, stop=list(stop), n=n, logprobs=logprobs)
         found: list[Completion] = [completion for group in groups for completion in group]
         results = found if details else [completion.text for completion in found]
         return results[0] if isinstance(prompt, str) and n == 1 else results
 
+    @property
+    def streams(self) -> bool:
+        """Whether it writes token by token, from left to right."""
+        return self.task == "lm"
+
     def stream(
-        self, prompt: str = "", *, max_tokens: int = 200, temperature: float = 0.8, top_k: int | None = None,
+        self, prompt: str = "", *, max_tokens: int = 200, temperature: float | None = None, top_k: int | None = None,
         top_p: float | None = None, min_p: float | None = None, repetition_penalty: float = 1.0,
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Iterator[str]:  # fmt: skip
         """The text that `generate` would return, piece by piece as it is made."""
-        self._refuse_translator()
+        self._refuse_others()
         sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return stream_text(self, prompt, sampling, max_tokens=max_tokens, stop=list(stop))
 
@@ -98,17 +140,14 @@ class Model(Pretrained):
 
         Of a translator, on pairs, also BLEU, chrF and accuracy (the share of translations that are the reference) of
         what it translates by so many beams; bleu_tokens: sacrebleu's way to split words. Of a classifier, on pictures,
-        loss and accuracy; of a painter loss, perplexity and bits per dimension.
+        loss and accuracy; of a painter loss, perplexity and bits per dimension; of a masked model loss, perplexity and
+        accuracy where tokens are hidden; of word vectors loss, and how often a word is told from others.
         """
-        sources = [] if data is None else _sources_of(data)
-        if isinstance(self.spec, specs.VisionTransformer):
-            return classification.evaluate_classifier(self, sources, report or choose())
-        if isinstance(self.processor, Palette):
-            return painting.evaluate_painter(self, sources, report or choose())
-        if isinstance(self.spec, specs.EncoderDecoder):
+        sources, report = [] if data is None else _sources_of(data), report or choose()
+        if self.task == "translate":
             chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
-            return translation.evaluate_pairs(self, sources, report or choose(), beams=chosen, tokens=bleu_tokens)
-        return language.evaluate_text(self, sources, report or choose())
+            return translation.evaluate_pairs(self, sources, report, beams=chosen, tokens=bleu_tokens)
+        return EVALUATORS[self.task](self, sources, report)
 
     def classify(self, picture: Picture | Sequence[Picture], *, top: int = 5) -> Any:
         """The most probable classes of a picture, a file or its bytes, or of each of several.
@@ -146,9 +185,19 @@ class Model(Pretrained):
             self, _sources_of(data), [] if test is None else _sources_of(test), report=report or choose()
         )
 
-    def _refuse_translator(self) -> None:
-        if isinstance(self.spec, specs.EncoderDecoder):
-            raise UsageError(f"{self.called} is a translator, not a language model: use nextile translate")
+    def embed(self, text: str | Sequence[str]) -> np.ndarray:
+        """A vector for a text, float32 (D,), or for each of several, (N, D): the mean of what the model makes of it.
+
+        Of a language or masked model its last features, of an encoder-decoder the encoder's, else the word vectors.
+        Errors: UsageError for a model of pictures; NextileError for a text of nothing that the model knows.
+        """
+        found = embed(self, [text] if isinstance(text, str) else list(text))
+        return found[0] if isinstance(text, str) else found
+
+    def _refuse_others(self) -> None:
+        """Errors: UsageError for a model that does not write from left to right."""
+        if self.task != "lm":
+            raise UsageError(f"{self.called} {NO_WRITERS[self.task]}")
 
     def describe(self) -> dict[str, Any]:
         """What the model is: family, parameters by part, tokenizer, spec tree."""
@@ -156,6 +205,7 @@ class Model(Pretrained):
         by_part = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
         return {
             "family": self.family,
+            "task": self.task,
             "parameters": {"total": parameters.total, **by_part},
             **_reads(self.processor),
             **_caches(self.spec),
@@ -232,12 +282,12 @@ def plan(
 ) -> Plan:  # fmt: skip
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
     work, sources, found = _request(data, task, recipe, settings)
-    base = run.begin_from(init)
+    start = run.begin_from(init, work, preset, found)
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
-        prepared = work.prepare(sources, found, Path(folder), report or choose(), base)
+        prepared = work.prepare(sources, found, Path(folder), report or choose(), start.model)
         return make_plan(
             work, prepared, found, source=" + ".join(sources), preset=preset, minutes=minutes, steps=steps,
-            fixed=work.adapt(base, prepared).spec if base else None,
+            fixed=work.adapt(start.model, prepared).spec if start.model else None, width=start.width,
         )  # fmt: skip
 
 
@@ -246,9 +296,11 @@ def _model(loaded: Pretrained) -> Model:
 
 
 def _sampling(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float, seed: int | None
-) -> Sampling:
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float,
+    seed: int | None,
+) -> Sampling:  # fmt: skip
+    degree = Sampling().temperature if temperature is None else temperature
+    asked = {"temperature": degree, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     return resolve(Sampling, asked | {"repetition_penalty": penalty})
 
 
@@ -288,6 +340,12 @@ def _refuse_beside_resume(**given: Any) -> None:
         raise UsageError(
             f"--resume goes on with a run as it was: leave out {', '.join(extra)}, or begin a new run by --init"
         )
+
+
+def _refuse_where_gaps(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value not in (None, False, (), [])]
+    if extra:
+        raise UsageError(f"this does nothing where gaps are filled: leave out {', '.join(extra)}")
 
 
 def _refuse_beside_beams(**given: Any) -> None:

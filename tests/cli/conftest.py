@@ -28,6 +28,7 @@ class Library(ModuleType):
         self.asked: dict[str, Any] = {}
         self.batches: list[list[str]] = []
         self.folder = None
+        self.streams = True
 
     def train(self, data, *, report, **asked):
         self.asked = {"data": data, **asked}

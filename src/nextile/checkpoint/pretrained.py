@@ -12,6 +12,8 @@ from nextile.checkpoint.store import Processor, Spec, load_model, save_model
 from nextile.images.processor import FILE, AnyProcessor, Palette
 from nextile.images.processor import load_processor as load_image_processor
 from nextile.models.build import AnyModel
+from nextile.nn import specs
+from nextile.text.masks import sentinels_of
 from nextile.text.tokenizer import Tokenizer
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -41,6 +43,19 @@ class Pretrained:
         if isinstance(self.processor, Tokenizer):
             raise UsageError(f"{self.called} reads text, not pictures: use nextile generate or translate")
         return self.processor
+
+    @property
+    def task(self) -> str:
+        """What it is for: the name of the task that trains such a model."""
+        if isinstance(self.spec, specs.VisionTransformer):
+            return "classify"
+        if isinstance(self.processor, Palette):
+            return "paint"
+        if isinstance(self.spec, specs.WordModel):
+            return "words"
+        if isinstance(self.spec, specs.EncoderDecoder):
+            return "denoise" if sentinels_of(self.tokenizer) else "translate"
+        return "lm" if self.spec.stack.causal else "masked"
 
     @property
     def called(self) -> str:

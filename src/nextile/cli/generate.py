@@ -20,6 +20,7 @@ Examples:
   nextile generate runs/book "It was"
   nextile generate runs/book "It was" --temperature 0 --stop "."   # greedy, one sentence
   nextile generate runs/book "It was" --n 3 --seed 1 --json
+  nextile generate runs/masked "It was a dark and [MASK] night"
   nextile generate runs/book --prompts prompts.txt > answers.txt   # a prompt a line
   tail -f questions.txt | nextile generate runs/book -             # as the lines come
 """
@@ -30,7 +31,8 @@ RECORD = ("prompt", "text", "tokens", "finish_reason")
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads prompts, one a line.")]
 MaxTokens = Annotated[int, typer.Option(metavar="N", parser=whole(1), help="Stop after so many tokens.")]
 Temperature = Annotated[
-    float | None, typer.Option(metavar="T", parser=number, help="0 is greedy; above 1 is wilder. [default: 0.8]")
+    float | None,
+    typer.Option(metavar="T", parser=number, help="0 is greedy; above 1 is wilder. [default: 0.8, gaps 0]"),
 ]
 TopK = Annotated[int | None, typer.Option(metavar="K", parser=whole(1), help="Choose among the K likeliest tokens.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", parser=number, help="... that together are this likely.")]
@@ -70,8 +72,9 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
-    r"""Continue a text with a model's own words.
+    r"""Continue a text with a model's own words, or fill its gaps.
 
+    Of a masked model or a denoiser every [MASK] in PROMPT is filled.
     Of many prompts each answer is one line, in order, its line breaks written as \n; --json has the exact text.
     """
     if prompts is not None and prompt:
@@ -87,10 +90,10 @@ def generate(
 
     loaded = api.load(model, device=device, dtype=dtype)
     settings: dict[str, Any] = {
-        "max_tokens": max_tokens, "temperature": 0.8 if temperature is None else temperature, "top_k": top_k,
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or (),
     }  # fmt: skip
-    if single and n == 1 and not json and beams is None and sys.stdout.isatty():
+    if single and n == 1 and not json and beams is None and loaded.streams and sys.stdout.isatty():
         _write_pieces(prompt, loaded.stream(prompt, **settings))
         return
     settings |= {"n": n, "logprobs": logprobs, "beams": beams, "details": True}

@@ -47,7 +47,8 @@ Dtype = Annotated[str | None, typer.Option(metavar="T", help="float32, bfloat16.
 Json = Annotated[bool, typer.Option("--json", help="Write the result to standard output as JSON.")]
 
 Task = Annotated[
-    str | None, typer.Option(metavar="NAME", help="lm, translate, classify or paint. [default: follows from DATA]")
+    str | None,
+    typer.Option(metavar="NAME", help="lm, masked, denoise, words, translate, classify, paint. [default: by DATA]"),
 ]
 Preset = Annotated[
     str | None,

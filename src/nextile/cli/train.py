@@ -16,6 +16,7 @@ Examples:
   nextile train english.txt german.txt        a translator from aligned lines; or pairs.tsv
   nextile train photos/                       a classifier from a folder of pictures for each class
   nextile train photos/ --task paint          a painter of such pictures
+  nextile train book.txt --task words         word vectors; masked, denoise: models that fill gaps
   nextile train --resume runs/docs            go on exactly where it stopped
   cat *.md | nextile train - --set lr=3e-3 --set tokenizer.kind=char
 """

@@ -36,7 +36,7 @@ from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.sheets import confusion, mistakes
-from nextile.tasks.task import GradientTask
+from nextile.tasks.task import GradientTask, all_but
 from nextile.training.loop import evaluate
 from nextile.training.metrics import class_measures
 
@@ -203,7 +203,7 @@ class Classifying(GradientTask):
     dropout = 0.1
     counts = "pictures"
     rows: int | None = ROWS
-    unread: Collection[str] = ("words", "tokenizer", "context", "images.colours")
+    unread: Collection[str] = ("tokenizer", "context", "images.colours", *all_but("images", "augment"))
     settings: Mapping[str, Any] = SETTINGS
 
     def suits(self, sources: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from nextile.base.device import choose_precision
@@ -25,8 +26,16 @@ from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.shapes import preset_of, with_heads
-from nextile.tasks.task import GradientTask
-from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
+from nextile.tasks.task import TextTask, all_but
+from nextile.tasks.tokens import (
+    BATCH_TOKENS,
+    as_they_are,
+    learn_tokenizer,
+    store_tokens,
+    stored_tokens,
+    text_only,
+    tokens_of,
+)
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import text_measures
@@ -110,14 +119,14 @@ class TextData:
         return prompt, completion.text
 
 
-class LanguageModelling(GradientTask):
+class LanguageModelling(TextTask):
     """`--task lm`."""
 
     name = "lm"
     preset = "qwen3"
     dropout = 0.1
     counts = "tok"
-    unread: Collection[str] = ("words", "images", "augment")
+    unread: Collection[str] = all_but()
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Any text."""
@@ -132,13 +141,7 @@ class LanguageModelling(GradientTask):
         corpus = open_corpus(source)
         if corpus.builtin and Path(source).name == source:
             report.say(f"{source} is built in: {corpus.bytes:,} bytes of text from this Python")
-        train, held_out = parts(corpus, settings.validation, settings.seed)
-        tokenizer = tokenizer or learn_tokenizer(train, settings.tokenizer, report)
-        stores = [
-            store_tokens(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
-            for name, documents in (("train", train), ("validation", held_out))
-        ]
-        return TextData(tokenizer, *stores)
+        return TextData(*store_parts(corpus, settings, folder, report, tokenizer))
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> TextData:
         """What `prepare` stored."""
@@ -173,20 +176,44 @@ def parts(corpus: Corpus, validation: Validation, seed: int) -> tuple[Documents,
     return split(corpus, validation.fraction, seed)
 
 
+def store_parts(
+    corpus: Corpus, settings: RunSettings, folder: Path, report: Report, tokenizer: Tokenizer | None,
+    made: Callable[[Tokenizer], Tokenizer] = lambda learned: learned,
+) -> tuple[Tokenizer, TokenStore, TokenStore]:  # fmt: skip
+    """The tokens of what is trained on and of what is held out, by this tokenizer, or one made of what was learned."""
+    train, held_out = parts(corpus, settings.validation, settings.seed)
+    tokenizer = tokenizer or made(learn_tokenizer(train, settings.tokenizer, report))
+    learned, asked = (
+        store_tokens(documents, tokenizer, folder / name, f"tokenizing ({name})", report)
+        for name, documents in (("train", train), ("validation", held_out))
+    )
+    return tokenizer, learned, asked
+
+
+def evaluated(
+    pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report,
+    kept: Callable[[np.ndarray], np.ndarray] = as_they_are,
+) -> TokenStore:  # fmt: skip
+    """The tokens to evaluate on: those of a text that are kept, or what was held out of the run of the model.
+
+    Errors: NextileError when the text is none or the folder has no validation text.
+    """
+    if sources:
+        documents = open_corpus(only_one(sources)).documents
+        return store_tokens(documents, pretrained.tokenizer, folder / "text", "tokenizing", report, kept)
+    own = (pretrained.folder or Path()) / "data" / "validation"
+    if not own.exists():
+        raise NextileError(f"'{pretrained.folder}' has no validation text of its own: name a text to evaluate on")
+    return open_store(own)
+
+
 def evaluate_text(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
     """How well a model predicts a text, in windows end to end; none: the validation text of the run it comes from.
 
     Errors: NextileError when the text is none or the folder has no validation text.
     """
-    if sources:
-        with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
-            documents = open_corpus(only_one(sources)).documents
-            store = store_tokens(documents, pretrained.tokenizer, Path(folder) / "text", "tokenizing", report)
-            return _evaluate(pretrained, store, report)
-    own = (pretrained.folder or Path()) / "data" / "validation"
-    if not own.exists():
-        raise NextileError(f"'{pretrained.folder}' has no validation text of its own: name a text to evaluate on")
-    return _evaluate(pretrained, open_store(own), report)
+    with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
+        return _evaluate(pretrained, evaluated(pretrained, sources, Path(folder), report), report)
 
 
 def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report) -> dict[str, float]:

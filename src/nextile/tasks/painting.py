@@ -35,7 +35,7 @@ from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.sheets import completions, sheet
-from nextile.tasks.task import GradientTask
+from nextile.tasks.task import GradientTask, all_but
 from nextile.training.loop import evaluate
 from nextile.training.metrics import pixel_measures
 from nextile.training.objectives import next_token
@@ -139,7 +139,7 @@ class Painting(GradientTask):
     preset = "imagegpt"
     dropout = 0.1
     counts = "pixels"
-    unread: Collection[str] = ("words", "tokenizer", "context", *PAINTED)
+    unread: Collection[str] = ("tokenizer", "context", *all_but("images", "augment"), *PAINTED)
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Never unasked: pictures are classified."""

@@ -149,25 +149,28 @@ class _Overlay(Settings):
 
 def make_plan(
     task: Task, data: Data, settings: RunSettings, *, source: str, preset: str | None = None,
-    minutes: float | None = None, steps: int | None = None, fixed: Spec | None = None,
+    minutes: float | None = None, steps: int | None = None, fixed: Spec | None = None, width: int | None = None,
 ) -> Plan:  # fmt: skip
-    """Decide all that was left open. `fixed`: the model is given (`--init`).
+    """Decide all that was left open. `fixed`: the model is given (`--init`). `width`: its width is, by word vectors.
 
-    Errors: UsageError for a budget that is none, NextileError for what does not fit in memory or in the data.
+    Errors: UsageError for a budget that is none and for another width, NextileError for what does not fit in memory or
+    in the data.
     """
     _check_budget(minutes, steps)
     if (settings.batch or 0) % settings.accumulate:
         raise UsageError(f"batch {settings.batch} does not divide into {settings.accumulate} equal parts: change one")
     epochs = task.epochs(settings) if minutes is None and steps is None else None
     minutes = MINUTES if minutes is None and steps is None and epochs is None else minutes
+    asked = _with_width(_asked(settings.model, task.sizes), width)
     device = choose_device(settings.device)
     precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
 
     def draft(rung: Rung) -> Plan:
         context = settings.context or data.context(rung.context)
-        spec = fixed or _spec(task, preset or task.preset, data, settings, rung, context)
+        spec = fixed or _spec(task, preset or task.preset, data, settings, asked, rung, context)
         context = min(context, spec.context)
         batch = settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate)
+        epoch = data.train_tokens / (batch * context)  # in steps
         return Plan(
             task=task.name,
             source=source,
@@ -176,9 +179,9 @@ def make_plan(
             batch=batch,
             context=context,
             accumulate=settings.accumulate,
-            steps=steps if epochs is None else math.ceil(epochs * data.train_tokens / (batch * context)),
+            steps=steps if epochs is None else math.ceil(epochs * epoch),
             minutes=minutes,
-            evaluate_every=settings.validation.every,
+            evaluate_every=settings.validation.every or (math.ceil(epoch) if epochs else None),
             save_every=settings.checkpoint.every,
             precision=precision,
             device=device.type,
@@ -206,8 +209,10 @@ def _rows(tokens: int, context: int, accumulate: int) -> int:
     return max(1, round(tokens / context / accumulate)) * accumulate
 
 
-def _spec(task: Task, preset: str, data: Data, settings: RunSettings, rung: Rung, context: int) -> Spec:
-    size, asked = {"width": rung.width, "depth": rung.depth}, _asked(settings.model, task.sizes)
+def _spec(
+    task: Task, preset: str, data: Data, settings: RunSettings, asked: Mapping[str, int], rung: Rung, context: int
+) -> Spec:
+    size = {"width": rung.width, "depth": rung.depth}
 
     def with_dropout(share: float) -> Spec:
         model = task.spec(preset, size, asked, data=data, context=context, dropout=share)
@@ -228,6 +233,16 @@ def _asked(model: dict[str, Any], sizes: Mapping[str, Sequence[str]]) -> dict[st
         if isinstance(value, int) and value > 0:
             found.setdefault(name, value)
     return found
+
+
+def _with_width(asked: dict[str, int], width: int | None) -> dict[str, int]:
+    """With the width that word vectors have. Errors: UsageError where another one is asked for."""
+    if width is None:
+        return asked
+    if asked.get("width", width) != width:
+        raise UsageError(f"the model is to be {asked['width']} wide and the word vectors have {width} numbers: "
+                         "leave the width out, or take other vectors")  # fmt: skip
+    return {**asked, "width": width}
 
 
 def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float | None) -> Plan:

@@ -32,13 +32,17 @@ from nextile.models.build import build
 from nextile.models.families.table import family_of
 from nextile.tasks.classification import Classifying
 from nextile.tasks.curve import write_curve
+from nextile.tasks.denoising import Denoising
 from nextile.tasks.language import LanguageModelling
 from nextile.tasks.log import Log
+from nextile.tasks.masking import MaskedModelling
 from nextile.tasks.painting import Painting
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
+from nextile.tasks.start import Start, open_start
 from nextile.tasks.task import Data, Task
+from nextile.tasks.tokens import text_only
 from nextile.tasks.translation import Translating
 from nextile.tasks.words import WordEmbedding
 from nextile.training.loop import Step, learn
@@ -46,7 +50,16 @@ from nextile.training.metrics import told
 from nextile.training.state import restore, snapshot
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Classifying(), Translating(), LanguageModelling(), Painting(), WordEmbedding())
+    task.name: task
+    for task in (
+        Classifying(),
+        Translating(),
+        LanguageModelling(),
+        Painting(),
+        WordEmbedding(),
+        MaskedModelling(),
+        Denoising(),
+    )
 }  # in the order in which they are asked whether data suits them; language takes any
 RUN = "run.json"
 SHOWN = 0.5  # seconds between two looks at the loss
@@ -96,9 +109,10 @@ def task_for(sources: Sequence[str], name: str | None) -> Task:
     return task_named(name) if name else next(task for task in TASKS.values() if task.suits(sources))
 
 
-def begin_from(init: str | Path | None) -> Pretrained | None:
-    """The model to begin from, if one is named."""
-    return None if init is None else load(init, device="cpu")
+def begin_from(init: str | Path | None, task: Task, preset: str | None, settings: RunSettings) -> Start:
+    """The model or the word vectors to begin from, if some are named. Errors: UsageError for what the task cannot."""
+    start = Start() if init is None else open_start(init)
+    return task.begin_with(start.words, preset, settings) if start.words else start
 
 
 def new_run(
@@ -110,9 +124,9 @@ def new_run(
     set_threads(settings.threads)
     check_free(folder)
     clear(folder)
-    base = begin_from(init)
-    data = task.prepare(sources, settings, folder / "data", report, base)
-    first = task.adapt(base, data) if base else None
+    start = begin_from(init, task, preset, settings)
+    data = task.prepare(sources, settings, folder / "data", report, start.model)
+    first = task.adapt(start.model, data) if start.model else None
     plan = make_plan(
         task,
         data,
@@ -122,6 +136,7 @@ def new_run(
         minutes=minutes,
         steps=steps,
         fixed=first.spec if first else None,
+        width=start.width,
     )
     report.table("plan", data.facts + plan.rows())
     if note := data.check(plan.context):
@@ -129,6 +144,9 @@ def new_run(
     run = Run(folder, task, data, plan, settings, report, began)
     if first is not None:
         run.model.load_state_dict(first.state_dict())
+    if start.words is not None:
+        start.words.begin(run.model, text_only(data.processor, folder), report)
+    if init is not None:
         run.save()  # what it begins from is not in the settings
     data.processor.save(folder)
     atomic_write(folder / RUN, RunFile(plan=plan, settings=settings).model_dump_json(indent=2) + "\n")

@@ -13,6 +13,7 @@ from nextile.training.schedule import Linear, Schedule
 
 Count = Annotated[int, Field(ge=1, le=1 << 32)]
 Rate = Annotated[float, Field(gt=0.0)]
+OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
@@ -74,6 +75,28 @@ class Words(Settings):
     min_count: Count = 5  # words that occur less often are left out
 
 
+class Masking(Settings):
+    """What a masked model is asked, and what it sees there instead (Devlin et al. 2019)."""
+
+    share: OpenShare = 0.15  # of the tokens that are asked; of these
+    masked_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8  # show the mask,
+    random_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1  # another token, and the rest themselves
+
+
+class SpanNoise(Settings):
+    """Random spans are cut out, to be written again (Raffel et al. 2020)."""
+
+    type: Literal["spans"] = "spans"
+    share: OpenShare = 0.15  # of the tokens
+    mean: Annotated[float, Field(ge=1.0, le=1 << 16)] = 3.0  # tokens of a span
+
+
+class PrefixNoise(Settings):
+    """The end is cut off, to be written again: a prefix language model (Raffel et al. 2020)."""
+
+    type: Literal["prefix"] = "prefix"
+
+
 class RunSettings(Settings):
     """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
 
@@ -96,6 +119,8 @@ class RunSettings(Settings):
     checkpoint: Checkpoint = Checkpoint()
     tokenizer: TokenizerChoice = TokenizerChoice()
     words: Words = Words()
+    masking: Masking = Masking()
+    denoise: Annotated[SpanNoise | PrefixNoise, Field(discriminator="type")] = SpanNoise()
     images: Images = Images()
     augment: Augmenting = Augmenting()
     model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6

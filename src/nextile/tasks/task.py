@@ -16,9 +16,18 @@ from nextile.models.build import AnyModel
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES
+from nextile.tasks.start import Start, WordStart, refuse_words
 from nextile.training.learner import GradientLearner, Learner
 from nextile.training.objectives import smooth_and_consistent
 from nextile.training.optim import Optimizer
+
+# Groups of settings that belong to some tasks alone.
+GROUPS = ("words", "masking", "denoise", "images", "augment")
+
+
+def all_but(*read: str) -> tuple[str, ...]:
+    """The groups of settings that a task does not read, given those that it does."""
+    return tuple(group for group in GROUPS if group not in read)
 
 
 class Data(Protocol):
@@ -107,6 +116,10 @@ class Task(Protocol):
         """The preset's model of this data in this size, or in its own; what the user asked for wins over both."""
         ...
 
+    def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
+        """What a run begins from that is given word vectors. Errors: UsageError where that is none."""
+        ...
+
     def adapt(self, base: Pretrained, data: Any) -> AnyModel:
         """The model to begin from, made to fit the data."""
         ...
@@ -129,9 +142,14 @@ class Task(Protocol):
 class GradientTask:
     """What tasks have in common that learn by gradients, where they say nothing else."""
 
+    name: str
     rows: int | None = None
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
+
+    def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
+        """Not so. Errors: UsageError."""
+        return refuse_words(words, self.name)
 
     def adapt(self, base: Pretrained, data: Any) -> AnyModel:
         """The model to begin from as it is."""
@@ -150,3 +168,11 @@ class GradientTask:
         return GradientLearner(
             model, objective, optimizer, clip=settings.clip, precision=precision, compiled=compiled
         )  # fmt: skip
+
+
+class TextTask(GradientTask):
+    """What tasks have in common whose models read a text's tokens."""
+
+    def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
+        """Tokens that are words begin with the vectors of those."""
+        return Start(words=words)

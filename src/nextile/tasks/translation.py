@@ -27,7 +27,7 @@ from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.shapes import preset_of, with_heads
-from nextile.tasks.task import GradientTask
+from nextile.tasks.task import GradientTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only, tokens_of
 from nextile.text.pairs import for_pairs, start_of
 from nextile.text.tokenizer import Tokenizer
@@ -169,7 +169,7 @@ class Translating(GradientTask):
     preset = "modern"
     dropout = 0.3
     counts = "tok"
-    unread: Collection[str] = ("words", "images", "augment")
+    unread: Collection[str] = all_but()
     settings: Mapping[str, Any] = SETTINGS
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
 

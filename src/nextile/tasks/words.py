@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from nextile.data.shards import TokenStore
 from nextile.models.build import AnyModel
 from nextile.models.words import WordVectors
 from nextile.nn import specs
-from nextile.tasks.language import TextData, only_one, parts
+from nextile.tasks.language import TextData, evaluated, only_one, parts
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings, Words
-from nextile.tasks.task import GradientTask
+from nextile.tasks.start import Start, WordStart, word_model
+from nextile.tasks.task import GradientTask, all_but
 from nextile.tasks.tokens import store_tokens, stored_tokens, text_only, tokens_of, watched
 from nextile.text.lexicon import train_lexicon
+from nextile.text.tokenizer import Tokenizer
 from nextile.training.learner import Learner
 from nextile.training.metrics import word_measures
 from nextile.training.words import RATE, ByTorch, Chances, WordLearner, has_kernel
@@ -37,6 +40,21 @@ BLOCK = 1 << 22  # tokens counted at a time
 SHOWN, NEIGHBOURS = 5, 6  # words of a preview, and their neighbours
 RANKS = 150  # how far apart in frequency they are
 SLOW = "without numba word vectors take several times as long: pip install 'nextile[words]'"
+
+
+def known_to(tokenizer: Tokenizer) -> Callable[[np.ndarray], np.ndarray]:
+    """What leaves out the words that a tokenizer does not know: their neighbours close up, as in word2vec."""
+    unknown = tokenizer.unknown_id
+    return lambda ids: ids[ids != unknown]
+
+
+def counted_words(store: TokenStore, tokenizer: Tokenizer) -> np.ndarray:
+    """How often each word occurs, (V,); of special tokens 0."""
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for start in range(0, len(store), BLOCK):
+        counts += np.bincount(store[start : start + BLOCK], minlength=len(counts))
+    counts[list(tokenizer.special_ids)] = 0
+    return counts
 
 
 @dataclass(frozen=True)
@@ -58,11 +76,7 @@ class WordData(TextData):
     @cached_property
     def chances(self) -> Chances:
         """How likely each word is kept and drawn, from how often it occurs."""
-        counts = np.zeros(self.processor.vocab_size, np.int64)
-        for start in range(0, len(self.train), BLOCK):
-            counts += np.bincount(self.train[start : start + BLOCK], minlength=len(counts))
-        counts[list(self.processor.special_ids)] = 0
-        return Chances.of(counts, self.chosen.subsample)
+        return Chances.of(counted_words(self.train, self.processor), self.chosen.subsample)
 
     def context(self, usual: int) -> int:
         """Long rows, but in a short text so many that there are steps enough."""
@@ -99,6 +113,12 @@ def measured(model: AnyModel, store: TokenStore, chances: Chances) -> dict[str, 
     return word_measures(float(told.nats), float(told.right), told.predicted)
 
 
+def _shape(preset: str) -> type[specs.CBOW] | type[specs.SkipGram]:
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset '{preset}': it is one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
 class WordEmbedding(GradientTask):
     """`--task words`."""
 
@@ -108,8 +128,8 @@ class WordEmbedding(GradientTask):
     counts = "words"
     rows: int | None = ROWS
     unread: Collection[str] = (
-        "images", "augment", "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile",
-        "tokenizer.kind",
+        "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile", "tokenizer.kind",
+        *all_but("words"),
     )  # fmt: skip
     settings: Mapping[str, Any] = {
         "precision": "fp32",
@@ -134,11 +154,12 @@ class WordEmbedding(GradientTask):
             with report.bar("counting words", train.bytes, "B") as bar:
                 texts = watched(train, bar.advance)
                 tokenizer = train_lexicon(texts, settings.words.min_count, settings.tokenizer.size)
-        unknown = tokenizer.unknown_id
         learned, asked = (
-            store_tokens(part, tokenizer, folder / name, f"reading ({name})", report, lambda ids: ids[ids != unknown])
+            store_tokens(part, tokenizer, folder / name, f"reading ({name})", report, known_to(tokenizer))
             for name, part in (("train", train), ("validation", held_out))
         )
+        if base is not None and not counted_words(learned, tokenizer).any():
+            raise NextileError(f"no word of the text is among those of {base.called}: take others, or leave out --init")
         return WordData(tokenizer, learned, asked, settings.words)
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> WordData:
@@ -152,12 +173,19 @@ class WordEmbedding(GradientTask):
         dropout: float,
     ) -> Spec:  # fmt: skip
         """Vectors of the usual size for all words of the data."""
-        if preset not in PRESETS:
-            raise UsageError(f"unknown preset '{preset}': it is one of {', '.join(PRESETS)}")
         chosen = data.chosen
-        return PRESETS[preset](
+        return _shape(preset)(
             vocab=data.processor.vocab_size, width=chosen.dim, window=chosen.window, negatives=chosen.negatives
         )
+
+    def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
+        """The model that they come from; where they come from a file, one of its words."""
+        if words.model is not None:
+            return Start(words.model)
+        chosen, dim = settings.words, words.table.dim
+        if chosen.dim not in (dim, Words().dim):
+            raise UsageError(f"{words.called} has vectors of {dim} numbers and words.dim is {chosen.dim}: leave it out")
+        return word_model(words, _shape(preset or self.preset), chosen.window, chosen.negatives)
 
     def epochs(self, settings: RunSettings) -> float | None:
         """As many as the settings say."""
@@ -174,3 +202,14 @@ class WordEmbedding(GradientTask):
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""
         return f"nextile words {folder} near WORD"
+
+
+def evaluate_words(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
+    """How well vectors tell the words of a text from others; none: the validation text of the run they come from.
+
+    Negatives are drawn by how often words occur in that very text. Errors: NextileError when the text is none.
+    """
+    tokenizer = pretrained.tokenizer
+    with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
+        store = evaluated(pretrained, sources, Path(folder), report, known_to(tokenizer))
+        return measured(pretrained.model, store, Chances.of(counted_words(store, tokenizer), Words().subsample))

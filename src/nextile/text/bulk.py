@@ -222,14 +222,20 @@ def _encode_bytes(table: np.ndarray, texts: Sequence[str]) -> list[np.ndarray]:
 _PLAIN = "".join(chr(i).lower() if chr(i).isalnum() or chr(i) in "_'" else " " for i in range(128))
 
 
-def words_of(core: Tokenizer, text: str) -> Iterator[str]:
+def words_of(core: Tokenizer, text: str) -> list[str]:
     """What `core` splits a text into: words in small letters, some here still between apostrophes, or nothing else.
 
     ASCII goes a faster way, line by line, since hardly any text is ASCII from end to end.
+    Errors: NextileError for a text that is not Unicode.
     """
+    if text.isascii():
+        return text.translate(_PLAIN).split()
+    utf8(text)
+    words: list[str] = []
     for plain, lines in groupby(text.splitlines(keepends=True), str.isascii):
         part = "".join(lines)
-        yield from part.translate(_PLAIN).split() if plain else _words_with_tokenizers(core, part)
+        words += part.translate(_PLAIN).split() if plain else _words_with_tokenizers(core, part)
+    return words
 
 
 def _words_with_tokenizers(core: Tokenizer, text: str) -> list[str]:
@@ -241,7 +247,8 @@ class _WordIds(dict[str, int]):
     """The id of every word, also of one that still stands between apostrophes; -1 where there is nothing else."""
 
     def __init__(self, model: dict[str, Any]):
-        super().__init__(model["vocab"])
+        words = model["vocab"].items()
+        super().__init__((word, index) for word, index in words if word == word.strip("'"))  # no text holds the others
         self._unknown = self[model["unk_token"]]
 
     def __missing__(self, piece: str) -> int:
@@ -251,7 +258,8 @@ class _WordIds(dict[str, int]):
 
 
 def _encode_words(ids: _WordIds, core: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    found = (np.fromiter(map(ids.__getitem__, words_of(core, text)), np.int64) for text in texts)
+    split = (words_of(core, text) for text in texts)
+    found = (np.fromiter(map(ids.__getitem__, words), np.int64, len(words)) for words in split)
     return [numbers[numbers >= 0].astype(np.uint32) for numbers in found]
 
 

@@ -16,6 +16,7 @@ from nextile.base.errors import NextileError
 from nextile.text.bulk import words_of
 from nextile.text.tokenizer import END, LOWER_WORD, UNKNOWN, Tokenizer, assemble
 
+
 def train_lexicon(texts: Iterable[str], least: int = 5, size: int | None = None) -> Tokenizer:
     """The words that occur at least so often, frequent first, equally frequent by spelling; at most `size` tokens.
 
@@ -31,8 +32,20 @@ def train_lexicon(texts: Iterable[str], least: int = 5, size: int | None = None)
     kept = sorted(((-count, word) for word, count in words.items() if count >= least))
     if not kept:
         raise NextileError(f"no word occurs {least} times: give more text, or lower words.min_count")
-    tokens = (END, UNKNOWN, *map(itemgetter(1), kept))
-    return assemble(_core(tokens[:size]), eos_token=END, unk_token=UNKNOWN)
+    return _lexicon((END, UNKNOWN, *map(itemgetter(1), kept))[:size])
+
+
+def lexicon_of(words: Iterable[str]) -> Tokenizer:
+    """The tokenizer of just these words, each once, in this order.
+
+    The end token is 0, the unknown token 1. A word that is no run of small letters, digits and apostrophes has an id,
+    and is found in no text.
+    """
+    return _lexicon(dict.fromkeys((END, UNKNOWN, *words)))
+
+
+def _lexicon(tokens: Iterable[str]) -> Tokenizer:
+    return assemble(_core(tokens), eos_token=END, unk_token=UNKNOWN)
 
 
 def _core(tokens: Iterable[str]) -> tokenizers.Tokenizer:

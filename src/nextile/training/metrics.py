@@ -50,6 +50,12 @@ def word_measures(nats: float, right: float, asked: int) -> dict[str, float]:
     return {"loss": nats / asked, "told_apart": right / asked}
 
 
+def masked_measures(nats: float, right: int, asked: int) -> dict[str, float]:
+    """Nats per hidden token, perplexity, and the share, 0 to 1, where the most probable token is what was hidden."""
+    loss = nats / asked
+    return {"loss": loss, "perplexity": perplexity(loss), "filled": right / asked}
+
+
 class Kind(NamedTuple):
     """What is told of a run besides its loss."""
 
@@ -59,6 +65,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "filled": Kind("nats per hidden token", "filled in right", "{:.2%}"),
     "told_apart": Kind("nats per word", "told from others", "{:.2%}"),
     "accuracy": Kind("nats per picture", "right", "{:.2%}"),
     "bits_per_dim": Kind("nats per pixel", "bits per dimension", "{:.4f}"),

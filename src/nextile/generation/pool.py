@@ -1,0 +1,77 @@
+"""Texts in, vectors out: what a model makes of a text, as the mean of what it makes of its tokens.
+
+Shapes: N texts, B of them at a time, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextile.base.errors import NextileError, UsageError
+from nextile.generation.decode import check_ids, evaluating, padded
+from nextile.generation.translate import Translator
+from nextile.models.encoder_decoder import EncoderDecoder
+from nextile.models.transformer import Transformer
+from nextile.models.words import WordVectors
+from nextile.nn.stack import places
+from nextile.text.tokenizer import Tokenizer
+
+Features = Callable[[Tensor, Tensor], Tensor]
+
+
+def features_of(model: object) -> Features:
+    """What makes features (B, T, D) of ids (B, T) and of where there are tokens, (B, T) int64.
+
+    Of an encoder-decoder the encoder's; of word vectors the words' own. Errors: UsageError for a model of pictures.
+    """
+    if isinstance(model, Transformer):
+        return lambda ids, there: model.features(ids, segments=there)
+    if isinstance(model, EncoderDecoder):
+        return lambda ids, there: model.encoder(model.source(ids, places(ids, there)), segments=there)
+    if isinstance(model, WordVectors):
+        return lambda ids, there: model.words_in.weight[ids]
+    raise UsageError("this model reads pictures, not text: it has no vectors of texts")
+
+
+def pooled(features: Tensor, there: Tensor) -> Tensor:
+    """The mean of each row's features (B, T, D) over its tokens, there (B, T): (B, D) float32."""
+    weight = there[..., None].float()
+    return (features.float() * weight).sum(1) / weight.sum(1)
+
+
+def embed(pretrained: Translator, texts: Sequence[str], *, batch: int = 32) -> np.ndarray:
+    """A vector for each text, float32 (N, D): texts that mean the same lie near each other (Reimers et al. 2019).
+
+    A text does not depend on those beside it. Errors: NextileError for a text without a token that the model knows,
+    and for one longer than it reads.
+    """
+    rows = [_ids(pretrained, text) for text in texts]
+    features, device = features_of(pretrained.model), next(pretrained.model.parameters()).device
+    found = []
+    with evaluating(pretrained.model), torch.no_grad():
+        for start in range(0, len(rows), batch):
+            ids, counts = padded(rows[start : start + batch])
+            there = (torch.arange(ids.shape[1]) < counts[:, None]).long().to(device)
+            found.append(pooled(features(ids.to(device), there), there).cpu())
+    return torch.cat(found).numpy() if found else np.zeros((0, 0), np.float32)
+
+
+def _ids(pretrained: Translator, text: str) -> list[int]:
+    """The tokens of a text that the model knows, between those that begin and end one where it has been taught such."""
+    tokenizer, spec = pretrained.tokenizer, pretrained.spec
+    ids = [token for token in tokenizer.encode(text) if token != tokenizer.unknown_id or tokenizer.kind == "other"]
+    if not ids:
+        raise NextileError(f"{text!r} has no token that the model knows: give another text")
+    ids = _bounded(ids, tokenizer)
+    if len(ids) > spec.context:
+        raise NextileError(f"a text has {len(ids)} tokens and the model reads {spec.context}: shorten it")
+    check_ids([ids], tokenizer.vocab_size, "text")
+    return ids
+
+
+def _bounded(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    return ids if tokenizer.begin_id is None else [tokenizer.begin_id, *ids, tokenizer.end_id]
