@@ -125,6 +125,8 @@ class Model(Pretrained):
         with details `Translation`s, which also hold tokens, scores, and why each ended.
         Errors: UsageError for a model that is no translator and for settings out of bounds.
         """
+        if self.task == "words":
+            self._refuse_others()
         sources = [text] if isinstance(text, str) else list(text)
         chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
         groups = translate(self, sources, chosen, n=n, max_tokens=max_tokens)

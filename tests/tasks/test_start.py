@@ -177,6 +177,17 @@ def test_a_hundred_numbers_are_a_width_that_heads_divide(text, tmp_path):
     assert same.model == plan.model
 
 
+@pytest.mark.parametrize("task", ["masked", "denoise"])
+def test_masked_models_and_denoisers_begin_so_too(text, vectors, tmp_path, task):
+    settings = {name: value for name, value in LM.items() if not name.startswith("model")} | {"lr": 1e-7, "context": 32}
+    model = nextile.train(
+        text, task=task, init=vectors, out=tmp_path / "run", steps=1, settings=settings, report=Silent()
+    )
+    table = dict(model.model.named_parameters())["source.token.weight" if task == "denoise" else "embed.token.weight"]
+    row = table.detach().cpu()[model.tokenizer.encode("green")[0]]
+    torch.testing.assert_close(unit(row), unit(torch.from_numpy(table_of(*WORDS).vectors[0])), rtol=0, atol=1e-2)
+
+
 def test_another_width_is_an_error_that_names_both(text, vectors):
     with pytest.raises(UsageError, match="is to be 64 wide and the word vectors have 12 numbers"):
         nextile.plan(text, init=vectors, steps=1, settings={**LM, "model.stack.width": 64}, report=Silent())

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nextile.base.errors import NextileError
 from nextile.data.batches import Batch
 from nextile.models.build import build
+from nextile.models.words import WordVectors
 from nextile.nn import specs
-from nextile.training import word_kernel
 from nextile.training.words import (
     FULL,
     ByKernel,
@@ -19,13 +20,15 @@ from nextile.training.words import (
     draw_seed,
 )
 
+word_kernel = pytest.importorskip("nextile.training.word_kernel", reason="needs numba", exc_type=ImportError)
 V, D = 40, 12
 RATE = 0.1
 
 
-def lively(kind, **sizes):
+def lively(kind, **sizes) -> WordVectors:
     """A model whose output vectors are not zero."""
     model = build(kind(vocab=V, width=D, **sizes), seed=1)
+    assert isinstance(model, WordVectors)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for table in (model.words_in, model.words_out):
@@ -45,8 +48,7 @@ def autograd(model, seen, right, wrong, weight=1.0):
     output = model.words_out.weight.detach().clone().requires_grad_()
     wrong = [word for word in wrong if word != right]
     nats = F.softplus(-hidden @ output[right]) + weight * F.softplus(output[wrong] @ hidden).sum()
-    nats.backward()
-    return nats.item(), hidden.grad, output.grad
+    return nats.item(), *torch.autograd.grad(nats, (hidden, output))
 
 
 # --- the gradient ---------------------------------------------------------------------------------------------------
@@ -54,7 +56,6 @@ def autograd(model, seen, right, wrong, weight=1.0):
 
 @pytest.mark.parametrize("wrong", [[3, 9, 11], [3, 7, 11], [7, 7, 7]], ids=["others", "one is right", "all are right"])
 def test_the_kernel_moves_a_prediction_as_autograd_would(wrong):
-    pytest.importorskip("numba")
     model, seen, right = lively(specs.CBOW), [1, 2, 5], 7
     nats, towards, output = autograd(model, seen, right, wrong)
     table = model.words_out.weight.detach().numpy().copy()
@@ -62,7 +63,7 @@ def test_the_kernel_moves_a_prediction_as_autograd_would(wrong):
     change, scores = np.empty(D, np.float32), np.empty(4, np.float32)
     fine = word_kernel.logistic_tables(2**20)
     targets = np.array([right, *wrong], np.uint64)
-    told = word_kernel.predictor(D)(hidden, change, targets, scores, table, np.float32(RATE), *fine)
+    told = word_kernel.predict(hidden, change, targets, scores, table, np.float32(RATE), *fine, D)
     assert told == pytest.approx(nats, abs=1e-5)
     assert change == pytest.approx(-RATE * towards.numpy(), abs=1e-6)
     assert table - model.words_out.weight.detach().numpy() == pytest.approx(-RATE * output.numpy(), abs=1e-6)
@@ -75,6 +76,7 @@ def test_torch_moves_a_block_as_autograd_would(kind):
     before = [table.weight.detach().clone() for table in (model.words_in, model.words_out)]
     rows = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
     way = ByTorch(model, chances(), 0)
+    way.size = 1024
     draws = torch.Generator().manual_seed(5 >> 1)
     sight = way._look(rows, draws)
     wrong = torch.multinomial(way.weights, 64, replacement=True, generator=draws)
@@ -82,7 +84,7 @@ def test_torch_moves_a_block_as_autograd_would(kind):
 
     fresh = [table.clone().requires_grad_() for table in before]
     asked = asked_of(kind, sight)
-    nats, weight = 0.0, 4 / 64
+    nats, weight = torch.zeros(()), 4 / 64
     means = [fresh[0][seen].mean(0) for seen, _ in asked]
     for hidden, (_, right) in zip(means, asked, strict=True):
         others = wrong[wrong != right]
@@ -112,7 +114,6 @@ def asked_of(kind, sight):
 @pytest.mark.parametrize("kind", [specs.CBOW, specs.SkipGram])
 def test_the_kernel_learns_word_by_word_as_it_would_by_hand(kind):
     """With one word to draw as a negative and a window of 1 nothing is left to chance."""
-    pytest.importorskip("numba")
     model = lively(kind, window=1, negatives=1)
     counts = np.zeros(V, np.int64)
     counts[9] = 5  # the only negative
@@ -140,13 +141,11 @@ def test_the_kernel_learns_word_by_word_as_it_would_by_hand(kind):
 
 
 def test_the_kernel_stays_within_its_tables_where_scores_are_extreme():
-    pytest.importorskip("numba")
     for score in (1e30, -1e30, 6.0, -6.0, 5.9999995):
         hidden, table = np.full(D, score / D, np.float32), np.ones((2, D), np.float32)
         change, scores = np.empty(D, np.float32), np.empty(2, np.float32)
         targets, sigmoid = np.array([0, 1], np.uint64), word_kernel.logistic_tables()
-        run = word_kernel.predictor(D)
-        told = run(hidden, change, targets, scores, table, np.float32(RATE), *sigmoid)
+        told = word_kernel.predict(hidden, change, targets, scores, table, np.float32(RATE), *sigmoid, D)
         assert np.isfinite(told)
         assert np.isfinite(table).all()
         assert np.isfinite(change).all()
@@ -155,8 +154,6 @@ def test_the_kernel_stays_within_its_tables_where_scores_are_extreme():
 @pytest.mark.parametrize("way", [ByKernel, ByTorch])
 @pytest.mark.parametrize("kind", [specs.CBOW, specs.SkipGram])
 def test_words_of_other_texts_are_no_neighbours(way, kind):
-    if way is ByKernel:
-        pytest.importorskip("numba")
     model = lively(kind, window=5)
     before = model.words_in.weight.detach().clone()
     way(model, chances(), 0).learn(torch.tensor([[1, 0, 2, 0, 3], [4, 0, 0, 0, 5]]), RATE, 1)
@@ -189,8 +186,6 @@ def test_frequent_words_are_left_out_as_word2vec_does():
 
 @pytest.mark.parametrize("way", [ByKernel, ByTorch])
 def test_as_many_words_are_left_out_as_their_chance_says(way):
-    if way is ByKernel:
-        pytest.importorskip("numba")
     model, counts = lively(specs.CBOW, window=1), np.zeros(V, np.int64)
     counts[[1, 2]] = 500
     rare = Chances.of(counts, 0.05)
@@ -261,3 +256,14 @@ def test_a_rate_of_nothing_measures_and_moves_nothing():
     assert 0 < told.nats < 1e4
     assert 0 <= told.right <= told.predicted
     assert all(torch.equal(x, y.weight) for x, y in zip(before, (model.words_in, model.words_out), strict=True))
+
+
+def test_a_model_of_other_words_is_one_line():
+    with pytest.raises(NextileError, match="the model has 40 words and its tokens are 41"):
+        WordLearner(lively(specs.CBOW), Chances.of(np.arange(V + 1), 0.0), end=0)
+
+
+@pytest.mark.parametrize("word", [-1, V, 2**40])
+def test_a_word_without_a_row_never_reaches_the_machine_code(word):
+    with pytest.raises(NextileError, match=r"outside 0..39: tokenize the text again"):
+        ByKernel(lively(specs.CBOW), chances(), 0).learn(torch.tensor([[1, 2, word, 3]]), RATE, 1)

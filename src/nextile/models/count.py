@@ -183,7 +183,9 @@ def score_flops(stack: specs.Stack, length: int) -> float:
 
 def forward_flops(spec: AnySpec, length: int) -> float:
     """FLOPs per token of one forward pass over `length` tokens."""
-    if isinstance(spec, specs.WordModel):  # the mean of its neighbours, about so many, and what it is told from
+    if isinstance(spec, specs.SkipGram):  # of each neighbour, about so many, all that it is told from
+        return 2.0 * spec.width * (spec.window + 1) * (1 + spec.negatives)
+    if isinstance(spec, specs.WordModel):  # the mean of its neighbours, and all that it is told from
         return 2.0 * spec.width * (spec.window + 1 + spec.negatives)
     scores = sum(score_flops(stack, length) for stack in stacks_of(spec))
     width = stacks_of(spec)[-1].width

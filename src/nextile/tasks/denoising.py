@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
-from nextile.base.config import Settings, resolve
 from nextile.base.device import choose_precision
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
-from nextile.checkpoint.weights import read_json
 from nextile.data.batches import Batch
 from nextile.data.corpora import open_corpus
 from nextile.data.spans import Corruption, Prefix, Spans, SpanWindows, span_validation
@@ -25,11 +22,10 @@ from nextile.generation.beam import Beams
 from nextile.generation.fill import fill_spans
 from nextile.models.build import AnyModel
 from nextile.nn import specs
-from nextile.nn.specs import Length
 from nextile.tasks import translation
 from nextile.tasks.language import TextData, evaluated, only_one, store_parts
 from nextile.tasks.report import Report, counted
-from nextile.tasks.settings import PrefixNoise, RunSettings, SpanNoise
+from nextile.tasks.settings import PrefixNoise, RunSettings, SpanNoise, recorded
 from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, stored_tokens, text_only, tokens_of
@@ -41,7 +37,7 @@ from nextile.training.loop import evaluate
 from nextile.training.metrics import perplexity
 from nextile.training.objectives import next_token
 
-WINDOW = 128  # tokens of a text that is cut, where nobody says otherwise
+WINDOW = 128  # tokens of a text that is cut to be evaluated
 SHOWN, CUT = 24, slice(12, 16)  # tokens of a preview, and those that are cut out of it
 SETTINGS: Mapping[str, Any] = {"optimizer": translation.SETTINGS["optimizer"]}
 
@@ -145,23 +141,6 @@ class Denoising(TextTask):
         return f'nextile generate {folder} "... {MASK} ..."'
 
 
-class Trained(Settings):
-    """What a run says of its texts."""
-
-    denoise: Annotated[SpanNoise | PrefixNoise, Field(discriminator="type")] = SpanNoise()
-    context: Length = WINDOW
-
-
-def trained_as(folder: Path | None) -> Trained:
-    """How the texts of the run in a folder were cut; where there is no run, T5's spans in windows of a usual length."""
-    if folder is None or not (folder / "run.json").exists():
-        return Trained()
-    run = read_json(folder / "run.json")
-    plan, settings = (part if isinstance(part, dict) else {} for part in (run.get("plan"), run.get("settings")))
-    given = {"denoise": settings.get("denoise"), "context": plan.get("context")}
-    return resolve(Trained, {name: value for name, value in given.items() if value is not None})
-
-
 def evaluate_denoiser(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
     """How well a model writes what is cut out, as in its training; of its own validation text where there is no other.
 
@@ -169,8 +148,8 @@ def evaluate_denoiser(pretrained: Pretrained, sources: Sequence[str], report: Re
     """
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
         store = evaluated(pretrained, sources, Path(folder), report)
-        trained = trained_as(pretrained.folder)
-        context, corruption = min(trained.context, len(store) - 1), corruption_of(pretrained.tokenizer, trained.denoise)
+        context = min(WINDOW, pretrained.spec.context // 2, len(store) - 1)
+        corruption = corruption_of(pretrained.tokenizer, recorded(pretrained.folder).denoise)
         data = NoisyData(pretrained.tokenizer, store, store, corruption)
         batches, precision = data.once(context), choose_precision("auto", next(pretrained.model.parameters()).device)
         with report.bar("evaluating", sum(batch.weight for batch in batches), "tokens") as bar:

@@ -25,7 +25,7 @@ from nextile.models.families import bert, bidirectional
 from nextile.nn import specs
 from nextile.tasks.language import LONGEST_WINDOW, TextData, evaluated, only_one, store_parts
 from nextile.tasks.report import Report, counted
-from nextile.tasks.settings import Masking, RunSettings
+from nextile.tasks.settings import Masking, RunSettings, recorded
 from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, stored_tokens, text_only, tokens_of
@@ -78,7 +78,7 @@ class MaskedData(TextData):
 
     def preview(self, pretrained: Pretrained, seed: int) -> tuple[str, str]:
         """The beginning of the validation text with tokens hidden, and as the model fills it."""
-        ids = self.held_out[0:SHOWN].tolist()
+        ids = self.held_out[0 : min(SHOWN, pretrained.spec.context // 2)].tolist()
         pieces = [self.processor.decode(ids[start : start + GAP - 1]) for start in range(0, len(ids), GAP)]
         text = f" {MASK}".join(pieces) if self.processor.kind == "bpe" else MASK.join(pieces)
         [[filled]] = fill(pretrained, [text], Sampling(temperature=0.0))
@@ -139,14 +139,16 @@ class MaskedModelling(TextTask):
 
 
 def evaluate_masked(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
-    """How well a masked model fills a text, BERT's share of it hidden; none: the validation text of its own run.
+    """How well a masked model fills a text, as much of it hidden as in its training; none: its run's validation text.
 
     Errors: NextileError when the text is none or the folder has no validation text.
     """
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
         store = evaluated(pretrained, sources, Path(folder), report)
         context = min(pretrained.spec.context, len(store), LONGEST_WINDOW)
-        data = MaskedData(pretrained.tokenizer, store, store, masker_of(pretrained.tokenizer, Masking()))
+        data = MaskedData(
+            pretrained.tokenizer, store, store, masker_of(pretrained.tokenizer, recorded(pretrained.folder).masking)
+        )
         precision = choose_precision("auto", next(pretrained.model.parameters()).device)
         batches = data.once(context)
         with report.bar("evaluating", sum(batch.weight for batch in batches), "tokens") as bar:

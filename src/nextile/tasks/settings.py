@@ -1,10 +1,12 @@
 """Everything about a run that can be set; what is left open follows from the data and the budget."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from nextile.base.config import Settings
+from nextile.base.config import Settings, resolve
+from nextile.checkpoint.weights import read_json
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
 from nextile.nn.specs import Length, Probability, Side, Width
@@ -12,6 +14,7 @@ from nextile.training.optim import AdamW, Muon, OptimizerSettings
 from nextile.training.schedule import Linear, Schedule
 
 Count = Annotated[int, Field(ge=1, le=1 << 32)]
+Few = Annotated[int, Field(ge=1, le=1 << 10)]
 Rate = Annotated[float, Field(gt=0.0)]
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -69,8 +72,8 @@ class Words(Settings):
 
     epochs: Rate = 5.0  # passes over the text, where no budget is given
     dim: Width = 100  # numbers of a vector
-    window: Count = 5
-    negatives: Count = 5
+    window: Few = 5
+    negatives: Few = 5
     subsample: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-3  # words that are more of the text are left out at random
     min_count: Count = 5  # words that occur less often are left out
 
@@ -133,3 +136,10 @@ class RunSettings(Settings):
         if isinstance(self.optimizer, Muon):
             rates["matrix_lr"] = self.optimizer.matrix_lr * self.lr / self.optimizer.lr
         return self.optimizer.model_copy(update=rates)
+
+
+def recorded(folder: Path | None) -> RunSettings:
+    """The settings of the run in a folder; the defaults where there is none. Errors: NextileError for a broken one."""
+    if folder is None or not (folder / "run.json").exists():
+        return RunSettings()
+    return resolve(RunSettings, read_json(folder / "run.json").get("settings") or {})

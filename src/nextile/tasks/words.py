@@ -22,7 +22,7 @@ from nextile.models.words import WordVectors
 from nextile.nn import specs
 from nextile.tasks.language import TextData, evaluated, only_one, parts
 from nextile.tasks.report import Report
-from nextile.tasks.settings import RunSettings, Words
+from nextile.tasks.settings import RunSettings, Words, recorded
 from nextile.tasks.start import Start, WordStart, word_model
 from nextile.tasks.task import GradientTask, all_but
 from nextile.tasks.tokens import store_tokens, stored_tokens, text_only, tokens_of, watched
@@ -109,7 +109,9 @@ def measured(model: AnyModel, store: TokenStore, chances: Chances) -> dict[str, 
     with torch.no_grad():
         told = ByTorch(model, chances, store.end_id).learn(rows, 0.0, 0)
     if not told.predicted:
-        raise NextileError("no held-out word has a neighbour: give more text, or a larger validation.fraction")
+        raise NextileError(
+            "no held-out word has a neighbour: give more text, a larger validation.fraction or words.subsample"
+        )
     return word_measures(float(told.nats), float(told.right), told.predicted)
 
 
@@ -207,9 +209,12 @@ class WordEmbedding(GradientTask):
 def evaluate_words(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
     """How well vectors tell the words of a text from others; none: the validation text of the run they come from.
 
-    Negatives are drawn by how often words occur in that very text. Errors: NextileError when the text is none.
+    Words are left out, and negatives drawn, by how often they occur in the text that the vectors were learned from; in
+    the very text where that is not at hand. Errors: NextileError when the text is none.
     """
     tokenizer = pretrained.tokenizer
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
         store = evaluated(pretrained, sources, Path(folder), report, known_to(tokenizer))
-        return measured(pretrained.model, store, Chances.of(counted_words(store, tokenizer), Words().subsample))
+        own = (pretrained.folder or Path()) / "data" / "train"
+        counts = counted_words(stored_tokens(own, tokenizer) if own.exists() else store, tokenizer)
+        return measured(pretrained.model, store, Chances.of(counts, recorded(pretrained.folder).words.subsample))

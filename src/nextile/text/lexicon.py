@@ -12,7 +12,7 @@ from operator import itemgetter
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from nextile.base.errors import NextileError
+from nextile.base.errors import NextileError, UsageError
 from nextile.text.bulk import words_of
 from nextile.text.tokenizer import END, LOWER_WORD, UNKNOWN, Tokenizer, assemble
 
@@ -20,8 +20,11 @@ from nextile.text.tokenizer import END, LOWER_WORD, UNKNOWN, Tokenizer, assemble
 def train_lexicon(texts: Iterable[str], least: int = 5, size: int | None = None) -> Tokenizer:
     """The words that occur at least so often, frequent first, equally frequent by spelling; at most `size` tokens.
 
-    The end token is 0, the unknown token 1. Errors: NextileError where no word is that frequent.
+    The end token is 0, the unknown token 1. Errors: NextileError where no word is that frequent; UsageError for a
+    size that leaves no room for a word.
     """
+    if size is not None and size < 3:
+        raise UsageError(f"tokenizer.size {size} is too small for words: the end token, the unknown token and one word")
     untrained, pieces = _core((END, UNKNOWN)), Counter[str]()
     for text in texts:
         pieces.update(words_of(untrained, text))

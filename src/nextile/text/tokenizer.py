@@ -208,9 +208,19 @@ def _kind(spec: dict[str, Any]) -> Kind:
     if model["type"] == "WordLevel" and decoder.get("type") == "Fuse" and model["unk_token"] in model["vocab"]:
         pattern = splitter.get("pattern", {}).get("Regex")
         return _WHOLE_WORDS.get(pattern, "other")
-    if model["type"] == "WordLevel" and splitter.get("pattern", {}).get("Regex") == LOWER_WORD:
-        return "lexicon"
-    return "other"
+    return "lexicon" if _is_lexicon(spec, model, splitter) else "other"
+
+
+def _is_lexicon(spec: dict[str, Any], model: dict[str, Any], splitter: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json is one of words in small letters, exactly as it is made here."""
+    return (
+        model["type"] == "WordLevel"
+        and model["unk_token"] in model["vocab"]
+        and spec["normalizer"] == {"type": "Lowercase"}
+        and splitter.get("pattern") == {"Regex": LOWER_WORD}
+        and (splitter.get("behavior"), splitter.get("invert")) == ("Removed", True)
+        and all(token["special"] for token in spec["added_tokens"])
+    )
 
 
 def assemble(core: tokenizers.Tokenizer, **specials: str) -> Tokenizer:

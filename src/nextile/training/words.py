@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextile.base.errors import NextileError
 from nextile.data.batches import Batch
 from nextile.models.words import WordVectors
 from nextile.nn import specs
-from nextile.training import word_kernel
 from nextile.training.learner import Learned
 
 RATE = 0.025  # word2vec's
 POWER = 0.75  # of a word's count, in how often it is drawn as a negative (Mikolov et al. 2013, 2.2)
-BLOCK = 1024  # predictions that torch makes at once, before their words move
+LEAST, MOST = 16, 1024  # predictions that torch makes at once, before their words move,
+ROOM = 8  # and no more than one for so many words: they would all move the same few vectors
 SHARED = 64  # negatives of such a block, each counting as N / SHARED of a prediction's own
 FULL = 2**32 - 1  # a probability of one, as uint32
 
@@ -88,6 +89,11 @@ class WordLearner:
     kind = "words"
 
     def __init__(self, model: WordVectors, chances: Chances, *, end: int, lr: float = RATE, seed: int = 0):
+        if model.spec.vocab != len(chances.counts):
+            raise NextileError(
+                f"the model has {model.spec.vocab:,} words and its tokens are {len(chances.counts):,}: leave out "
+                "model.vocab, or begin from a sound model"
+            )
         self.model, self.lr, self.seed = model, lr, seed
         device = model.words_in.weight.device
         self.patient = device.type != "cpu"
@@ -114,6 +120,8 @@ class ByKernel:
     """Rows shared out among threads."""
 
     def __init__(self, model: WordVectors, chances: Chances, end: int):
+        from nextile.training import word_kernel
+
         self.spec, self.chances, self.end = model.spec, chances, end
         self.tables = [_with_padding(table.weight.detach()) for table in (model.words_in, model.words_out)]
         self.run = word_kernel.kernel(self.tables[0].shape[1], isinstance(model.spec, specs.SkipGram))
@@ -122,6 +130,8 @@ class ByKernel:
 
     def learn(self, rows: Tensor, rate: float, seed: int) -> tuple[float, int]:
         """Nats and predictions of rows (B, T)."""
+        if not 0 <= int(rows.min()) <= int(rows.max()) < len(self.chances.counts):
+            raise NextileError(f"a word's number is outside 0..{len(self.chances.counts) - 1}: tokenize the text again")
         shares = np.array_split(rows.numpy(), min(len(rows), torch.get_num_threads()))
         done = list(self.threads.map(lambda part: self._share(shares[part], rate, seed, part), range(len(shares))))
         return sum(nats for nats, _ in done), sum(predicted for _, predicted in done)
@@ -174,6 +184,7 @@ class ByTorch:
         device = self.inputs.device
         self.keep = torch.as_tensor(chances.keep / FULL, dtype=torch.float32, device=device)
         self.weights = torch.as_tensor(chances.counts**POWER, dtype=torch.float32, device=device)
+        self.size = max(LEAST, min(len(chances.counts) // ROOM, MOST))
 
     def learn(self, rows: Tensor, rate: float, seed: int) -> Told:
         """Predict the words of rows (B, T), and learn from it. A rate of 0 measures and moves nothing."""
@@ -181,7 +192,7 @@ class ByTorch:
         sight = self._look(rows.to(self.inputs.device), draws)
         pairs = sight.pairs() if isinstance(self.spec, specs.SkipGram) else None
         number = len(pairs[0] if pairs else sight.words)
-        blocks = [slice(start, min(start + BLOCK, number)) for start in range(0, number, BLOCK)]
+        blocks = [slice(start, min(start + self.size, number)) for start in range(0, number, self.size)]
         wanted = max(1, len(blocks) * SHARED)
         negatives = torch.multinomial(self.weights, wanted, replacement=True, generator=draws).split(SHARED)
         nats, right, predicted = self.inputs.new_zeros(()), self.inputs.new_zeros(()), 0
