@@ -1,5 +1,6 @@
 """What the command does with any verb: exit codes, errors in one line, help at once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from nextile.base.errors import NextileError, UsageError
+from nextile.cli.result import write_json
 
 VERBS = ["train", "generate", "evaluate", "tokenize", "info", "plan"]
 COMMAND = [sys.executable, "-m", "nextile"]
@@ -182,3 +184,10 @@ def test_ctrl_c_leaves_no_traceback():
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
+
+
+def test_json_never_holds_what_could_drive_a_terminal(capsys):
+    write_json({"a": "x\x9b2J\x7f\u202e\u2028\x1b é"})
+    out = capsys.readouterr().out
+    assert out == '{"a": "x\\u009b2J\\u007f\\u202e\\u2028\\u001b é"}\n'
+    assert json.loads(out) == {"a": "x\x9b2J\x7f\u202e\u2028\x1b é"}

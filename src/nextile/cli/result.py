@@ -2,9 +2,14 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+CONTROL = re.compile(
+    r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)  # DEL, C1, breaks, turns
 
 
 def write(text: str) -> None:
@@ -35,8 +40,12 @@ def answered(batches: Iterable[list[str]], answer: Callable[[list[str]], Iterabl
 
 
 def write_json(value: Any) -> None:
-    """One JSON object in one line; what is no finite number becomes null, since JSON has no other word for it."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, default=str) + "\n")
+    """One JSON object in one line; what is no finite number becomes null, since JSON has no other word for it.
+
+    Control characters that JSON would let through, which could drive a terminal, are escaped as well.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False, default=str)
+    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""`nextile tokenize`: a tokenizer from data, or the tokens of a text."""
+"""`nextile tokenize`: a tokenizer from data, the tokens of a text, and which kind of token suits a text."""
 
 import sys
 from pathlib import Path
@@ -19,88 +19,131 @@ EXAMPLES = """
 \b
 Examples:
   nextile tokenize runs/book "It was a dark night"      the model's tokens
+  nextile tokenize runs/book --show "It was a dark"     its pieces in colour
   nextile tokenize book.txt --size 4096 --out tokens    a tokenizer learned from a text
-  nextile tokenize book.txt "It was" --kind char --json
+  nextile tokenize book.txt "low lower" --merges 20     how byte-pair encoding learns
+  nextile tokenize book.txt --compare --train           which kind of token suits it
 """
-
 Source = Annotated[str, typer.Argument(metavar="DATA|MODEL", help="A text to learn from, or a folder that has tokens.")]
 Text = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to split; - is standard input.")]
 Kind = Annotated[str | None, typer.Option(metavar="K", help="char, word, byte or bpe. [default: follows from DATA]")]
-Size = Annotated[
-    int | None, typer.Option(metavar="N", parser=whole(1), help="Tokens at most. [default: follows from DATA]")
-]
+Size = Annotated[int | None, typer.Option(metavar="N", parser=whole(1), help="Tokens at most. [default: from DATA]")]
 Out = Annotated[str | None, typer.Option(metavar="DIR", help="Save the tokenizer here.")]
+Show = Annotated[str | None, typer.Option(metavar="TEXT", help="Show its pieces above their ids; - is standard input.")]
+Merges = Annotated[int | None, typer.Option(metavar="N", parser=whole(1), help="Show so many merges, TEXT after each.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Measure kinds of tokens on a part of DATA that is held out.")]
+Sizes = Annotated[str | None, typer.Option(metavar="N,N", help="Of --compare's vocabularies. [default: from DATA]")]
+Train = Annotated[bool, typer.Option("--train", help="With --compare: train a small model on each kind as well.")]
 
 
 def tokenize(
-    source: Source,
-    text: Text = None,
-    kind: Kind = None,
-    size: Size = None,
-    out: Out = None,
-    json: options.Json = False,
-) -> None:
+    source: Source, text: Text = None, kind: Kind = None, size: Size = None, out: Out = None, show: Show = None,
+    merges: Merges = None, compare: Compare = False, sizes: Sizes = None, train: Train = False,
+    minutes: options.Minutes = None, json: options.Json = False,
+) -> None:  # fmt: skip
     """Split a text into tokens, a model's or learned ones.
 
     The result is their ids; without TEXT, what tokens there are.
     """
+    known = Path(source, "tokenizer.json").is_file()
+    if known and (kind or size or compare):
+        raise UsageError(f"'{source}' has tokens already: leave out --kind, --size and --compare, or name a text")
+    if ((sizes or train) and not compare) or (minutes is not None and not train):
+        raise UsageError("--sizes and --train belong to --compare, --minutes to --train: add that")
+    if compare:
+        _refuse("--compare", TEXT=text, kind=kind, size=size, out=out, show=show, merges=merges)
+        _compare(source, sizes, (0.5 if minutes is None else minutes) if train else None, json)
+    elif merges is not None:
+        _refuse("--merges", kind=None if kind == "bpe" else kind, size=size, out=out, show=show)
+        _merges(source, _given(text or ""), merges, json)
+    else:
+        _refuse("--show", TEXT=None if show is None else text)
+        tokenizer, found = _tokens(source, known, kind, size)
+        if out:
+            tokenizer.save(out)
+        if show is not None:
+            _show(tokenizer, _given(show), json)
+        elif text is not None:
+            _split(tokenizer, _given(text), json)
+        else:
+            _describe(source, tokenizer, found, json)
+
+
+def _refuse(option: str, **beside: Any) -> None:
+    """Errors: UsageError for what was given beside an option that goes without it."""
+    if names := [name if name.isupper() else f"--{name}" for name, value in beside.items() if value is not None]:
+        raise UsageError(f"{option} goes without {' and '.join(names)}: leave out one or the other")
+
+
+def _given(text: str) -> str:
+    return decoded(sys.stdin.buffer.read()) if text == "-" else text
+
+
+def _tokens(source: str, known: bool, kind: str | None, size: int | None) -> "tuple[Tokenizer, dict[str, Any]]":
+    """A folder's tokens; else those learned from a corpus, and how it divides into them."""
     from nextile.text.tokenizer import Tokenizer
 
-    known = Path(source, "tokenizer.json").is_file()
-    if known and (kind or size):
-        raise UsageError(f"'{source}' has tokens already: leave out --kind and --size, or name a text")
-    tokenizer, found = (Tokenizer.load(source), {}) if known else _learn(source, kind, size)
-    if out:
-        tokenizer.save(out)
-    if text is not None:
-        _split(tokenizer, decoded(sys.stdin.buffer.read()) if text == "-" else text, json)
-    elif json:
-        write_json(_facts(tokenizer) | found)
-    else:
-        _describe(source, _facts(tokenizer) | found)
+    if known:
+        return Tokenizer.load(source), {}
+    from nextile.tasks import laboratory, report
+
+    return laboratory.learned(source, kind or "auto", size, report.choose())
 
 
-def _learn(source: str, kind: str | None, size: int | None) -> "tuple[Tokenizer, dict[str, Any]]":
-    """Tokens learned from a corpus, and how it divides into them."""
-    from nextile.base.config import resolve
-    from nextile.data.corpora import open_corpus
-    from nextile.tasks.report import choose
-    from nextile.tasks.settings import TokenizerChoice
-    from nextile.tasks.tokens import learn_tokenizer
-
-    corpus, report = open_corpus(source), choose()
-    choice = resolve(TokenizerChoice, {"kind": kind or "auto", "size": size})
-    tokenizer = learn_tokenizer(corpus.documents, choice, report)
-    with report.bar("tokenizing", corpus.bytes, "B") as bar:
-        tokens = sum(len(ids) for ids in tokenizer.encode_documents(corpus.documents, progress=bar.update))
-    return tokenizer, {"bytes": corpus.bytes, "tokens": tokens, "bytes_per_token": corpus.bytes / tokens}
-
-
-def _facts(tokenizer: "Tokenizer") -> dict[str, Any]:
-    return {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id}
-
-
-def _describe(source: str, facts: dict[str, Any]) -> None:
+def _describe(source: str, tokenizer: "Tokenizer", found: dict[str, Any], json: bool) -> None:
+    facts = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id} | found
+    if json:
+        return write_json(facts)
     from nextile.tasks.report import choose
 
     shown = {name: f"{value:,.2f}" if isinstance(value, float) else str(value) for name, value in facts.items()}
-    choose().table(f"tokens of {source}", [(name.replace("_", " "), value) for name, value in shown.items()])
+    return choose().table(f"tokens of {source}", [(name.replace("_", " "), value) for name, value in shown.items()])
 
 
 def _split(tokenizer: "Tokenizer", text: str, json: bool) -> None:
     """The ids as the result; beside them, for people, the pieces of text that they stand for."""
     from nextile.tasks.report import choose
+    from nextile.text.pieces import piece
 
     ids = tokenizer.encode(text)
-    pieces = [_piece(tokenizer, index) for index in ids]
+    pieces = [piece(tokenizer, index) for index in ids]
     if json:
-        write_json({"text": text, "tokens": ids, "pieces": pieces})
-    else:
-        choose().say(f"{len(ids):,} tokens: {' '.join(map(repr, pieces))}")
-        write(" ".join(map(str, ids)) + "\n")
+        return write_json({"text": text, "tokens": ids, "pieces": pieces})
+    choose().say(f"{len(ids):,} tokens: {' '.join(map(repr, pieces))}")
+    return write(" ".join(map(str, ids)) + "\n")
 
 
-def _piece(tokenizer: "Tokenizer", index: int) -> str:
-    """The text of a token; of part of a character, its bytes as \\x.."""
-    known = tokenizer.bytes_of(index)
-    return tokenizer.token(index) if known is None else known.decode(errors="backslashreplace")
+def _show(tokenizer: "Tokenizer", text: str, json: bool) -> None:
+    """The pieces above their ids: in colour on a terminal that wants it, else with bars between."""
+    from nextile.text.pieces import draw, piece
+
+    if not text:
+        raise UsageError("--show has nothing to show: give a text, or - and one on standard input")
+    ids = tokenizer.encode(text)
+    if json:
+        return write_json([{"id": index, "piece": piece(tokenizer, index)} for index in ids])
+    return draw(tokenizer, ids, sys.stdout)
+
+
+def _merges(source: str, text: str, count: int, json: bool) -> None:
+    """A line a merge, with the text after it."""
+    from nextile.tasks.laboratory import first_merges, merge_table
+    from nextile.tasks.report import choose
+
+    rows = first_merges(source, text, count, choose())
+    for row in rows if json else ():
+        write_json(row.as_dict())
+    write("" if json else merge_table(rows))
+
+
+def _compare(source: str, sizes: str | None, minutes: float | None, json: bool) -> None:
+    """A line a kind of token, and at the end, where models were trained, which won."""
+    from nextile.tasks.laboratory import experiment, table
+    from nextile.tasks.report import choose
+
+    rows = []
+    for row in experiment(source, sizes, minutes, choose()):
+        rows.append(row)
+        if json:
+            write_json(row.as_dict())
+    write("" if json else table(rows))

@@ -110,7 +110,7 @@ def measured(model: AnyModel, store: TokenStore, chances: Chances) -> dict[str, 
         told = ByTorch(model, chances, store.end_id).learn(rows, 0.0, 0)
     if not told.predicted:
         raise NextileError(
-            "no held-out word has a neighbour: give more text, a larger validation.fraction or words.subsample"
+            "no held-out word has a neighbour: give more text, or a larger validation.fraction or words.subsample"
         )
     return word_measures(float(told.nats), float(told.right), told.predicted)
 

@@ -8,11 +8,11 @@ the order in which training did.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Generic, TypeVar
 
 import tokenizers
@@ -59,16 +59,20 @@ def join_all(word: Sequence[S], ranks: Mapping[tuple[S, S], int]) -> list[S]:
     return symbols
 
 
-def learn(words: Mapping[tuple[S, ...], int], alphabet: Iterable[S], size: int) -> list[tuple[S, S]]:
-    """Train: the pairs to join, in order, from words with their counts, until there are `size` symbols or no pairs."""
+def learning(words: Mapping[tuple[S, ...], int], alphabet: Iterable[S], size: int) -> Iterator[tuple[tuple[S, S], int]]:
+    """Train, merge by merge: each pair to join, with how often it occurs at that time."""
     order = {symbol: age for age, symbol in enumerate(alphabet)}
     pairs = _Pairs(words, order)
-    merges: list[tuple[S, S]] = []
-    while len(order) < size and (pair := pairs.most_frequent()):
+    while len(order) < size and (found := pairs.most_frequent()):
+        pair, count = found
         order.setdefault(pair[0] + pair[1], len(order))
         pairs.join(pair)
-        merges.append(pair)
-    return merges
+        yield pair, count
+
+
+def learn(words: Mapping[tuple[S, ...], int], alphabet: Iterable[S], size: int) -> list[tuple[S, S]]:
+    """Train: the pairs to join, in order, from words with their counts, until there are `size` symbols or no pairs."""
+    return [pair for pair, _ in learning(words, alphabet, size)]
 
 
 class _Pairs(Generic[S]):
@@ -89,13 +93,13 @@ class _Pairs(Generic[S]):
         self._heap = [self._entry(pair) for pair in self._counts]
         heapify(self._heap)
 
-    def most_frequent(self) -> tuple[S, S] | None:
-        """The most frequent pair; of equally frequent ones that of the oldest symbols, as in `tokenizers`."""
+    def most_frequent(self) -> tuple[tuple[S, S], int] | None:
+        """The most frequent pair and its count; of equally frequent ones the oldest symbols', as in `tokenizers`."""
         while self._heap:
             entry = heappop(self._heap)
             pair = entry[-1]
             if entry == self._entry(pair):
-                return pair
+                return pair, self._counts[pair]
             if self._counts[pair] > 0:
                 heappush(self._heap, self._entry(pair))
         return None
@@ -164,9 +168,18 @@ def train(texts: Iterable[str], size: int) -> Merges:
     Errors: UsageError for a size below 257.
     """
     _check(size)
+    return Merges(tuple(learn(_counted(texts), (END.encode(), *_BYTES), size)))
+
+
+def first_merges(texts: Iterable[str], count: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
+    """The first merges of `train`, each with the count of its pair at that time; fewer where the texts give no more."""
+    return islice(learning(_counted(texts), (END.encode(), *_BYTES), _LEAST + count), count)
+
+
+def _counted(texts: Iterable[str]) -> dict[tuple[bytes, ...], int]:
+    """The words of the texts as bytes, and how often each occurs."""
     counts = Counter(word for text in texts for word in pretokenize(text))
-    words = {tuple(_symbols(word)): count for word, count in counts.items()}
-    return Merges(tuple(learn(words, (END.encode(), *_BYTES), size)))
+    return {tuple(_symbols(word)): count for word, count in counts.items()}
 
 
 def _symbols(word: str) -> list[bytes]:
