@@ -7,9 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-CONTROL = re.compile(
-    r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-)  # DEL, C1, breaks, turns
+CONTROL = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # DEL, C1, breaks, turns
 
 
 def write(text: str) -> None:

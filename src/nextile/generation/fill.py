@@ -1,4 +1,7 @@
-"""Texts with gaps in, whole texts out: a masked model fills its masks, a denoiser writes what was cut out."""
+"""Texts with gaps in, whole texts out: a masked model fills its masks, a denoiser writes what was cut out.
+
+Shapes: M masks that are left, T tokens of a text, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,55 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nextile.base.errors import NextileError, UsageError
-from nextile.generation.beam import Beams, beam_search
+from nextile.data.spans import rebuild
+from nextile.generation.beam import Beams, Hypothesis, beam_search
 from nextile.generation.complete import Completion
-from nextile.generation.decode import Reason, SourceReader, check_ids, evaluating
+from nextile.generation.decode import SourceReader, check_ids, evaluating, log_probabilities
 from nextile.generation.sample import Sampling, next_token, random_stream
 from nextile.generation.translate import Translator
-from nextile.text.masks import MASK, mask_of, sentinels_of
+from nextile.text.masks import MASK, mask_of, ordinary_of, sentinels_of
 from nextile.text.tokenizer import Tokenizer
 
-NEVER = float("-inf")
+# --- parts and what is between them -----------------------------------------------------------------------------------
+
+TOGETHER = 32  # texts at a time, a matter of memory alone
 
 
-def pieces_of(text: str, tokenizer: Tokenizer) -> list[list[int]]:
-    """The tokens before, between and behind the gaps.
+def parts_of(text: str, tokenizer: Tokenizer) -> list[str]:
+    """What is before, between and behind the gaps.
 
     Where words carry the space before them, a gap is one with its space.
     """
-    spaced = tokenizer.kind == "bpe"
-    parts = [part.removesuffix(" ") if spaced else part for part in text.split(MASK)[:-1]] + [text.split(MASK)[-1]]
-    return [tokenizer.encode(part) for part in parts]
+    *parts, last = text.split(MASK)
+    return [part.removesuffix(" ") if tokenizer.kind == "bpe" else part for part in parts] + [last]
+
+
+def _ids(tokenizer: Tokenizer, parts: Sequence[str], between: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens of the parts, and these between them."""
+    woven = zip(map(tokenizer.encode, parts), [*between, ()], strict=True)
+    return [token for part, span in woven for token in (*part, *span)]
+
+
+def _text(tokenizer: Tokenizer, parts: Sequence[str], between: Sequence[Sequence[int]]) -> str:
+    """The parts as they were given, also what the model does not know of them, and the text of these tokens between.
+
+    Where a token's text depends on its neighbours (WordPiece, a lexicon) all of it is as the tokenizer writes it.
+    """
+    if tokenizer.kind in ("other", "lexicon"):
+        return tokenizer.decode(_ids(tokenizer, parts, between))
+    spans = [b"".join(tokenizer.bytes_of(token) or b"" for token in span) for span in between]
+    return b"".join(part.encode() + span for part, span in zip(parts, [*spans, b""], strict=True)).decode(
+        "utf-8", "replace"
+    )
+
+
+def _refuse_longer(ids: Sequence[int], context: int) -> None:
+    """Errors: NextileError for a text of more tokens than the model reads."""
+    if len(ids) > context:
+        raise NextileError(f"the text has {len(ids)} tokens and the model reads {context}: shorten it")
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
@@ -42,45 +73,53 @@ def fill(pretrained: Translator, texts: Sequence[str], sampling: Sampling, *, n:
     if n < 1:
         raise UsageError(f"n is {n}: ask for at least 1 text")
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    filler = _Filler(pretrained, sampling)
     with evaluating(pretrained.model), torch.no_grad():
         return [
-            [_filled(pretrained, text, sampling, random_stream(seed, number * n + i)) for i in range(n)]
+            [filler.filled(text, random_stream(seed, number * n + i)) for i in range(n)]
             for number, text in enumerate(texts)
         ]
 
 
-def _filled(pretrained: Translator, text: str, sampling: Sampling, stream: torch.Generator) -> Completion:
-    tokenizer, model = pretrained.tokenizer, pretrained.model
-    mask, device = mask_of(tokenizer), next(model.parameters()).device
-    ids = _masked_ids(pretrained, text)
-    left = [place for place, token in enumerate(ids) if token == mask]
-    chosen: dict[int, int] = {}
-    never = torch.tensor(sorted(tokenizer.special_ids), device=device)
-    while left:
-        logits = model(torch.tensor([ids], device=device))[0, left].float()  # (masks, V)
-        logits[:, never] = NEVER
-        surest = int(logits.softmax(-1).amax(-1).argmax())
-        if not bool(logits[surest].isfinite().any()):
-            raise NextileError("the model predicts nothing that is a number: train it anew")
-        token = int(next_token(logits[surest : surest + 1], sampling, [stream])[0])
-        place = left.pop(surest)
-        ids[place] = chosen[place] = token
-    return Completion(text, tokenizer.decode(ids), [chosen[place] for place in sorted(chosen)], "end")
+class _Filler:
+    """A model, and the tokens that it may put in place of a mask: those that text is made of."""
 
+    def __init__(self, pretrained: Translator, sampling: Sampling):
+        self.model, self.tokenizer, self.sampling = pretrained.model, pretrained.tokenizer, sampling
+        self.context, self.vocab = pretrained.spec.context, pretrained.spec.embed.vocab
+        self.mask, self.device = mask_of(self.tokenizer), next(self.model.parameters()).device
+        ordinary = torch.from_numpy(ordinary_of(self.tokenizer))
+        self.ordinary = ordinary[ordinary < self.vocab].to(self.device)
 
-def _masked_ids(pretrained: Translator, text: str) -> list[int]:
-    """The tokens of a text with masks, between the tokens that begin and end one where the model knows such."""
-    tokenizer, context = pretrained.tokenizer, pretrained.spec.context
-    if MASK not in text:
-        raise UsageError(f"{text!r} has nothing to fill: write {MASK} where a token is missing")
-    first, *others = pieces_of(text, tokenizer)
-    ids = first + [token for piece in others for token in (mask_of(tokenizer), *piece)]
-    if tokenizer.begin_id is not None:
-        ids = [tokenizer.begin_id, *ids, tokenizer.end_id]
-    if len(ids) > context:
-        raise NextileError(f"the text has {len(ids)} tokens and the model reads {context}: shorten it")
-    check_ids([ids], pretrained.spec.embed.vocab)
-    return ids
+    def filled(self, text: str, stream: torch.Generator) -> Completion:
+        """The text with its masks filled."""
+        if MASK not in text:
+            raise UsageError(f"{text!r} has nothing to fill: write {MASK} where a token is missing")
+        parts = parts_of(text, self.tokenizer)
+        ids = self._bounded(_ids(self.tokenizer, parts, [[self.mask]] * (len(parts) - 1)))
+        places = [place for place, token in enumerate(ids) if token == self.mask]
+        left = list(places)
+        while left:
+            surest, token = self._choose(ids, left, stream)
+            ids[left.pop(surest)] = token
+        tokens = [ids[place] for place in places]
+        return Completion(text, _text(self.tokenizer, parts, [[token] for token in tokens]), tokens, "end")
+
+    def _bounded(self, ids: list[int]) -> list[int]:
+        """The tokens between those that begin and end a text, where the model knows such."""
+        if self.tokenizer.begin_id is not None:
+            ids = [self.tokenizer.begin_id, *ids, self.tokenizer.end_id]
+        _refuse_longer(ids, self.context)
+        check_ids([ids], self.vocab)
+        return ids
+
+    def _choose(self, ids: list[int], left: list[int], stream: torch.Generator) -> tuple[int, int]:
+        """Which of the masks that are left is filled next, and by which token."""
+        logits: Tensor = self.model(torch.tensor([ids], device=self.device))[0, left]  # (M, V)
+        logprobs = log_probabilities(logits[:, self.ordinary].float())
+        surest = int(logprobs.amax(-1).argmax())
+        chosen = next_token(logprobs[surest : surest + 1], self.sampling, [stream])
+        return surest, int(self.ordinary[chosen])
 
 
 # --- spans ----------------------------------------------------------------------------------------------------------
@@ -90,8 +129,14 @@ def _masked_ids(pretrained: Translator, text: str) -> list[int]:
 class _Gaps:
     """A text as a denoiser reads it."""
 
+    text: str
+    parts: list[str]  # before, between and behind its gaps
     source: list[int]
-    pieces: list[list[int]]  # before, between and behind its gaps
+
+    @property
+    def count(self) -> int:
+        """How many gaps it has."""
+        return len(self.parts) - 1
 
 
 def fill_spans(
@@ -100,50 +145,54 @@ def fill_spans(
     """Each text with what the n best targets put into its gaps; a text without a gap goes on at its end.
 
     A gap, written [MASK], is any number of tokens; max_tokens: of all gaps of a text. Errors: UsageError for more gaps
-    than there are sentinels; NextileError for a text longer than the model reads.
+    than there are sentinels, and for counts out of bounds; NextileError for a text longer than the model reads.
     """
-    tokenizer, spec = pretrained.tokenizer, pretrained.spec
-    sentinels = sentinels_of(tokenizer)
-    gaps = [_gaps(pretrained, text, sentinels) for text in texts]
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
+    gaps = [_gaps(pretrained, text) for text in texts]
+    found: dict[int, list[Hypothesis]] = {}
+    for count in {gap.count for gap in gaps}:
+        alike = [number for number, gap in enumerate(gaps) if gap.count == count]
+        for start in range(0, len(alike), TOGETHER):
+            some = alike[start : start + TOGETHER]
+            targets = _targets(pretrained, [gaps[number].source for number in some], count, beams, n, max_tokens)
+            found |= zip(some, targets, strict=True)
+    return [[_whole(pretrained.tokenizer, gap, best) for best in found[number]] for number, gap in enumerate(gaps)]
+
+
+def _gaps(pretrained: Translator, text: str) -> _Gaps:
+    tokenizer, sentinels = pretrained.tokenizer, sentinels_of(pretrained.tokenizer)
+    parts = parts_of(text if MASK in text else text + MASK, tokenizer)
+    if len(parts) - 1 > len(sentinels):
+        raise UsageError(f"a text has {len(parts) - 1} gaps and the model knows {len(sentinels)}: leave fewer")
+    marks = [[sentinel] for sentinel in sentinels[: len(parts) - 1]]
+    source = [*_ids(tokenizer, parts, marks), tokenizer.end_id]
+    _refuse_longer(source, pretrained.spec.context)
+    return _Gaps(text, parts, source)
+
+
+def _targets(
+    pretrained: Translator, sources: list[list[int]], gaps: int, beams: Beams, n: int, max_tokens: int
+) -> list[list[Hypothesis]]:
+    """The n best targets of each source with so many gaps.
+
+    A model that was taught by windows with more of them would go on with gaps that are not there: the sentinel of the
+    next one ends a target as well.
+    """
+    tokenizer, spec, sentinels = pretrained.tokenizer, pretrained.spec, sentinels_of(pretrained.tokenizer)
     limit = max(1, min(max_tokens, spec.context - 1))
-    silent = (tokenizer.special_ids | {spec.start}) - {tokenizer.end_id, *sentinels}
+    ends = {tokenizer.end_id, *sentinels[gaps : gaps + 1]}
+    silent = (tokenizer.special_ids | {spec.start}) - ends - set(sentinels[:gaps])
     with evaluating(pretrained.model):
-        found = beam_search(
-            SourceReader(pretrained.model, [gap.source for gap in gaps], capacity=limit),
-            [[spec.start]] * len(gaps), beams, limits=[limit] * len(gaps), end_ids={tokenizer.end_id}, never=silent,
-            n=n,
+        return beam_search(
+            SourceReader(pretrained.model, sources, capacity=limit), [[spec.start]] * len(sources), beams,
+            limits=[limit] * len(sources), end_ids=ends, never=silent, n=n,
         )  # fmt: skip
-    return [
-        [_whole(tokenizer, text, gap, best.tokens, best.finished, best.score) for best in bests]
-        for text, gap, bests in zip(texts, gaps, found, strict=True)
-    ]
 
 
-def _gaps(pretrained: Translator, text: str, sentinels: Sequence[int]) -> _Gaps:
-    tokenizer, context = pretrained.tokenizer, pretrained.spec.context
-    pieces = pieces_of(text if MASK in text else text + MASK, tokenizer)
-    if len(pieces) - 1 > len(sentinels):
-        raise UsageError(f"a text has {len(pieces) - 1} gaps and the model knows {len(sentinels)}: leave fewer")
-    source = [token for i, piece in enumerate(pieces[:-1]) for token in (*piece, sentinels[i])]
-    source += [*pieces[-1], tokenizer.end_id]
-    if len(source) > context:
-        raise NextileError(f"the text has {len(source)} tokens and the model reads {context}: shorten it")
-    return _Gaps(source, pieces)
-
-
-def _whole(
-    tokenizer: Tokenizer, text: str, gaps: _Gaps, target: list[int], finished: Reason, score: float
-) -> Completion:
+def _whole(tokenizer: Tokenizer, gaps: _Gaps, target: Hypothesis) -> Completion:
     """The text with its gaps filled by what follows each sentinel in the target."""
     sentinels = sentinels_of(tokenizer)
-    spans: dict[int, list[int]] = {}
-    current: list[int] = []
-    for token in target:
-        if token in sentinels:
-            current = spans.setdefault(sentinels.index(token), [])
-        else:
-            current.append(token)
-    ids = list(gaps.pieces[0])
-    for number, piece in enumerate(gaps.pieces[1:]):
-        ids += [*spans.get(number, ()), *piece]
-    return Completion(text, tokenizer.decode(ids), target, finished, score=score)
+    spans = [rebuild([sentinel], target.tokens, sentinels) for sentinel in sentinels[: gaps.count]]
+    text = _text(tokenizer, gaps.parts, spans)
+    return Completion(gaps.text, text, target.tokens, target.finished, score=target.score)

@@ -6,6 +6,7 @@ Shapes: N texts, B of them at a time, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from nextile.generation.translate import Translator
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.models.transformer import Transformer
 from nextile.models.words import WordVectors
+from nextile.nn import specs
 from nextile.nn.stack import places
 from nextile.text.tokenizer import Tokenizer
 
@@ -37,6 +39,13 @@ def features_of(model: object) -> Features:
     raise UsageError("this model reads pictures, not text: it has no vectors of texts")
 
 
+def vocab_of(spec: Any) -> int:
+    """How many tokens a model of text reads."""
+    if isinstance(spec, specs.WordModel):
+        return spec.vocab
+    return (spec.source if isinstance(spec, specs.EncoderDecoder) else spec.embed).vocab
+
+
 def pooled(features: Tensor, there: Tensor) -> Tensor:
     """The mean of each row's features (B, T, D) over its tokens, there (B, T): (B, D) float32."""
     weight = there[..., None].float()
@@ -47,7 +56,7 @@ def embed(pretrained: Translator, texts: Sequence[str], *, batch: int = 32) -> n
     """A vector for each text, float32 (N, D): texts that mean the same lie near each other (Reimers et al. 2019).
 
     A text does not depend on those beside it. Errors: NextileError for a text without a token that the model knows,
-    and for one longer than it reads.
+    for one longer than it reads, and for a tokenizer of another model; UsageError for a model of pictures.
     """
     rows = [_ids(pretrained, text) for text in texts]
     features, device = features_of(pretrained.model), next(pretrained.model.parameters()).device
@@ -69,7 +78,7 @@ def _ids(pretrained: Translator, text: str) -> list[int]:
     ids = _bounded(ids, tokenizer)
     if len(ids) > spec.context:
         raise NextileError(f"a text has {len(ids)} tokens and the model reads {spec.context}: shorten it")
-    check_ids([ids], tokenizer.vocab_size, "text")
+    check_ids([ids], vocab_of(spec), "text")
     return ids
 
 

@@ -15,6 +15,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
+from nextile.checkpoint.weights import read_json
 from nextile.data.batches import Batch
 from nextile.data.corpora import open_corpus
 from nextile.data.spans import Corruption, Prefix, Spans, SpanWindows, span_validation
@@ -37,7 +38,7 @@ from nextile.training.loop import evaluate
 from nextile.training.metrics import perplexity
 from nextile.training.objectives import next_token
 
-WINDOW = 128  # tokens of a text that is cut to be evaluated
+WINDOW = 128  # tokens of a text that is cut to be evaluated, where no run tells how many it had
 SHOWN, CUT = 24, slice(12, 16)  # tokens of a preview, and those that are cut out of it
 SETTINGS: Mapping[str, Any] = {"optimizer": translation.SETTINGS["optimizer"]}
 
@@ -141,6 +142,13 @@ class Denoising(TextTask):
         return f'nextile generate {folder} "... {MASK} ..."'
 
 
+def window_of(folder: Path | None) -> int:
+    """The tokens of a row in the run of a folder: longer ones have sentinels and distances that it never saw."""
+    plan = read_json(folder / "run.json").get("plan") if folder and (folder / "run.json").exists() else None
+    window = plan.get("context") if isinstance(plan, dict) else None
+    return window if isinstance(window, int) and window > 0 else WINDOW
+
+
 def evaluate_denoiser(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
     """How well a model writes what is cut out, as in its training; of its own validation text where there is no other.
 
@@ -148,8 +156,10 @@ def evaluate_denoiser(pretrained: Pretrained, sources: Sequence[str], report: Re
     """
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
         store = evaluated(pretrained, sources, Path(folder), report)
-        context = min(WINDOW, pretrained.spec.context // 2, len(store) - 1)
         corruption = corruption_of(pretrained.tokenizer, recorded(pretrained.folder).denoise)
+        context = min(window_of(pretrained.folder), len(store) - 1)
+        if max(corruption.shape(context)) > pretrained.spec.context:
+            context = pretrained.spec.context // 2
         data = NoisyData(pretrained.tokenizer, store, store, corruption)
         batches, precision = data.once(context), choose_precision("auto", next(pretrained.model.parameters()).device)
         with report.bar("evaluating", sum(batch.weight for batch in batches), "tokens") as bar:

@@ -192,7 +192,8 @@ class ByTorch:
         sight = self._look(rows.to(self.inputs.device), draws)
         pairs = sight.pairs() if isinstance(self.spec, specs.SkipGram) else None
         number = len(pairs[0] if pairs else sight.words)
-        blocks = [slice(start, min(start + self.size, number)) for start in range(0, number, self.size)]
+        size = self.size if rate else max(1, number)
+        blocks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
         wanted = max(1, len(blocks) * SHARED)
         negatives = torch.multinomial(self.weights, wanted, replacement=True, generator=draws).split(SHARED)
         nats, right, predicted = self.inputs.new_zeros(()), self.inputs.new_zeros(()), 0
