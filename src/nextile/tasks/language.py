@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Processor, Spec
+from nextile.checkpoint.store import Processor
 from nextile.data.batches import Batch, TrainingWindows, validation_batches
 from nextile.data.corpora import Corpus, Documents, open_corpus, split
 from nextile.data.shards import TokenStore, open_store
@@ -25,7 +26,6 @@ from nextile.models.families import gpt2, qwen3
 from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
-from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import (
     BATCH_TOKENS,
@@ -126,6 +126,7 @@ class LanguageModelling(TextTask):
     preset = "qwen3"
     dropout = 0.1
     counts = "tok"
+    presets: Mapping[str, ModuleType] = PRESETS
     unread: Collection[str] = all_but()
 
     def suits(self, sources: Sequence[str]) -> bool:
@@ -147,15 +148,6 @@ class LanguageModelling(TextTask):
         """What `prepare` stored."""
         tokenizer = text_only(processor, folder)
         return TextData(tokenizer, *(stored_tokens(folder / name, tokenizer) for name in ("train", "validation")))
-
-    def spec(
-        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: TextData, context: int,
-        dropout: float,
-    ) -> Spec:  # fmt: skip
-        """Qwen3's shape in this size, or GPT-2's; a preset such as "gpt2-medium" brings its own. What is asked wins."""
-        family, own = preset_of(preset, PRESETS)
-        sized = with_heads({**(own or size), **asked})
-        return family.spec(vocab=data.processor.vocab_size, context=context, dropout=dropout, **sized)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Processor, Spec
+from nextile.checkpoint.store import Processor
 from nextile.data.batches import Batch
 from nextile.data.corpora import open_corpus
 from nextile.data.masking import MaskedWindows, Masker, masked_validation
@@ -26,7 +27,6 @@ from nextile.nn import specs
 from nextile.tasks.language import LONGEST_WINDOW, TextData, evaluated, only_one, store_parts
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import Masking, RunSettings, recorded
-from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, stored_tokens, text_only, tokens_of
 from nextile.text.masks import MASK, for_masks, mask_of, ordinary_of
@@ -101,6 +101,7 @@ class MaskedModelling(TextTask):
     preset = "bidirectional"
     dropout = 0.1
     counts = "tok"
+    presets: Mapping[str, ModuleType] = PRESETS
     unread: Collection[str] = all_but("masking")
 
     def suits(self, sources: Sequence[str]) -> bool:
@@ -123,15 +124,6 @@ class MaskedModelling(TextTask):
         tokenizer = text_only(processor, folder)
         train, held_out = (stored_tokens(folder / name, tokenizer) for name in ("train", "validation"))
         return MaskedData(tokenizer, train, held_out, masker_of(tokenizer, settings.masking))
-
-    def spec(
-        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: MaskedData, context: int,
-        dropout: float,
-    ) -> Spec:  # fmt: skip
-        """The default shape, or BERT's, in this size; "bert-small" and such bring their own. What is asked wins."""
-        family, own = preset_of(preset, PRESETS)
-        sized = with_heads({**(own or size), **asked})
-        return family.spec(vocab=data.processor.vocab_size, context=context, dropout=dropout, **sized)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

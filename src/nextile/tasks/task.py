@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from nextile.data.batches import Batch
 from nextile.models.build import AnyModel
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
-from nextile.tasks.shapes import STACK_SIZES
+from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
 from nextile.tasks.start import Start, WordStart, refuse_words
 from nextile.training.learner import GradientLearner, Learner
 from nextile.training.objectives import smooth_and_consistent
@@ -172,6 +172,17 @@ class GradientTask:
 
 class TextTask(GradientTask):
     """What tasks have in common whose models read a text's tokens."""
+
+    presets: Mapping[str, ModuleType] = MappingProxyType({})  # families by name
+
+    def spec(
+        self, preset: str, size: Mapping[str, int], asked: Mapping[str, int], *, data: Any, context: int,
+        dropout: float,
+    ) -> Spec:  # fmt: skip
+        """A family's shape in this size; a preset such as "gpt2-medium" brings its own. What is asked wins."""
+        family, own = preset_of(preset, self.presets)
+        sized = with_heads({**(own or size), **asked})
+        return family.spec(vocab=data.processor.vocab_size, context=context, dropout=dropout, **sized)
 
     def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
         """Tokens that are words begin with the vectors of those."""
