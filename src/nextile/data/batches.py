@@ -63,6 +63,8 @@ class Batch:
         rows = len(self.inputs)
         if parts < 1 or rows % parts:
             raise UsageError(f"a batch of {rows} rows does not divide into {parts} equal parts: choose a divisor")
+        if parts == 1:
+            return [self]
         chunks = zip(*(tensor.chunk(parts) for tensor in (self.inputs, self.targets, *self.beside)), strict=True)
         return [Batch.of(inputs, targets, tuple(beside)) for inputs, targets, *beside in chunks]
 

@@ -30,7 +30,7 @@ MINUTES = 5.0  # when nothing is asked for
 COMPILED_GAIN = 2.0  # how much faster a compiled step is, about
 WORTH_COMPILING = 75.0  # seconds of uncompiled training; a cold compilation takes 15 to 30
 EVALUATIONS = 10  # of the validation set, in a run
-LOOKS = 3  # ... in one that is so many passes over its data, which often takes seconds
+BETWEEN = 50_000_000  # tokens between them in a run of so many passes over its data: some ten seconds
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def make_plan(
             accumulate=settings.accumulate,
             steps=steps if epochs is None else math.ceil(epochs * epoch),
             minutes=minutes,
-            evaluate_every=settings.validation.every or (math.ceil(epochs * epoch / LOOKS) if epochs else None),
+            evaluate_every=settings.validation.every or (math.ceil(BETWEEN / (batch * context)) if epochs else None),
             save_every=settings.checkpoint.every,
             precision=precision,
             device=device.type,

@@ -33,7 +33,7 @@ from nextile.training.metrics import word_measures
 from nextile.training.words import RATE, ByTorch, Chances, WordLearner, has_kernel
 
 PRESETS = {"cbow": specs.CBOW, "skip-gram": specs.SkipGram}
-ROWS, LONGEST, SHORTEST = 100, 1000, 50  # of a step, and words of a row: work for several threads, and many steps
+ROWS, LONGEST, SHORTEST = 200, 1000, 50  # of a step, and words of a row: work for several threads, and many steps
 STEPS = 20  # of an epoch at least, so that the learning rate falls gently
 MEASURED = 1 << 14  # held-out words that are looked at
 BLOCK = 1 << 22  # tokens counted at a time

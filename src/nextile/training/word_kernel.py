@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 STEPS = 1024  # of the usual tables of the logistic function
 REACH = np.float32(6.0)  # beyond it that function counts as 0 or 1, and nothing is learned (word2vec)
@@ -58,14 +60,41 @@ def predict(hidden, change, targets, scores, output, rate, sigmoid, surprise, wi
     return loss
 
 
+@intrinsic
+def fetch(typing_context, address):
+    """Ask for the cache line at an address, an integer, before it is needed: half of the time goes into waiting."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, number = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(call, [pointer, number(1), number(3), number(1)])  # to be written, to stay near, data
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
 @njit(nogil=True, fastmath=True, cache=True, inline="always")
-def draw_negatives(targets, state, chance, other):
-    """All targets but the first, by the alias table; the generator's new state."""
+def fetch_row(table, row, width):
+    """The lines of a row of a table (V, P)."""
+    start = np.uintp(table.ctypes.data) + np.uintp(row) * np.uintp(4 * width)
+    for line in range(0, 4 * width, 64):
+        fetch(start + np.uintp(line))
+
+
+@njit(nogil=True, fastmath=True, cache=True, inline="always")
+def next_negatives(targets, ahead, state, chance, other, output, width):
+    """Targets take the negatives that were drawn ahead, and others are drawn, and fetched, for the next prediction.
+
+    targets and ahead (K,), without their first; chance and other (V,): an alias table. The generator's new state.
+    """
     for k in range(1, len(targets)):
+        targets[k] = ahead[k]
         state = state * MULTIPLIER + INCREMENT
         spot = (state >> HALF) * np.uint64(len(chance))  # its upper half is a place, its lower half a chance
         place = spot >> HALF
-        targets[k] = place if (spot & LOW) < chance[place] else other[place]
+        ahead[k] = place if (spot & LOW) < chance[place] else other[place]
+        fetch_row(output, ahead[k], width)
     return state
 
 
@@ -82,8 +111,10 @@ def kernel(width: int, skip_gram: bool) -> Callable[..., Any]:
     def learn(inputs, output, rows, end, keep, chance, other, rate, window, negatives, state, sigmoid, surprise):
         kept = np.empty(rows.shape[1], np.uint64)
         hidden, change = np.empty(width, np.float32), np.empty(width, np.float32)
-        targets, scores = np.empty(negatives + 1, np.uint64), np.empty(negatives + 1, np.float32)
+        targets, ahead = np.empty(negatives + 1, np.uint64), np.empty(negatives + 1, np.uint64)
+        scores = np.empty(negatives + 1, np.float32)
         loss, predicted = 0.0, 0
+        state = next_negatives(ahead, ahead, state, chance, other, output, width)
         for b in range(rows.shape[0]):
             t = 0
             while t < rows.shape[1]:
@@ -96,6 +127,10 @@ def kernel(width: int, skip_gram: bool) -> Callable[..., Any]:
                     t += 1
                 t += 1
                 for i in range(n):
+                    if i + 1 < n:
+                        fetch_row(output, kept[i + 1], width)
+                    if i + window + 1 < n:
+                        fetch_row(inputs, kept[i + window + 1], width)
                     state = state * MULTIPLIER + INCREMENT
                     reach = window - np.int64(((state >> HALF) * np.uint64(window)) >> HALF)
                     first, last = max(0, i - reach), min(n, i + reach + 1)
@@ -105,7 +140,7 @@ def kernel(width: int, skip_gram: bool) -> Callable[..., Any]:
                             if j == i:
                                 continue
                             row = kept[j]
-                            state = draw_negatives(targets, state, chance, other)
+                            state = next_negatives(targets, ahead, state, chance, other, output, width)
                             for d in range(width):
                                 hidden[d] = inputs[row, d]
                             loss += predict(hidden, change, targets, scores, output, rate, sigmoid, surprise, width)
@@ -115,7 +150,7 @@ def kernel(width: int, skip_gram: bool) -> Callable[..., Any]:
                         continue
                     if last - first < 2:
                         continue
-                    state = draw_negatives(targets, state, chance, other)
+                    state = next_negatives(targets, ahead, state, chance, other, output, width)
                     hidden[:] = np.float32(0.0)
                     for j in range(first, last):
                         if j != i:
