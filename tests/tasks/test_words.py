@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_the_words_of_another(planted, tmp_path):
     again = train(other, tmp_path / "again", steps=1, init=tmp_path / "first", settings={"lr": 1e-9})
     assert again.tokenizer.fingerprint() == first.tokenizer.fingerprint()
     assert again.spec == first.spec
-    torch.testing.assert_close(again.model.words_in.weight, first.model.words_in.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.model.words_in.weight, first.model.words_in.weight, rtol=0, atol=1e-5)
     moved = train(other, tmp_path / "moved", steps=5, init=tmp_path / "first")
     assert not torch.allclose(moved.model.words_in.weight, first.model.words_in.weight, rtol=0, atol=1e-4)
 
