@@ -79,7 +79,7 @@ def fetch_row(table, row, width):
     """The lines of a row of a table (V, P)."""
     start = np.uintp(table.ctypes.data) + np.uintp(row) * np.uintp(4 * width)
     for line in range(0, 4 * width, 64):
-        fetch(start + np.uintp(line))
+        fetch(start + np.uintp(line))  # type: ignore[call-arg] (numba gives the context)
 
 
 @njit(nogil=True, fastmath=True, cache=True, inline="always")
