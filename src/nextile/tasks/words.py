@@ -39,7 +39,7 @@ MEASURED = 1 << 14  # held-out words that are looked at
 BLOCK = 1 << 22  # tokens counted at a time
 SHOWN, NEIGHBOURS = 5, 6  # words of a preview, and their neighbours
 RANKS = 150  # how far apart in frequency they are
-SLOW = "without numba word vectors take some twenty times as long: pip install 'nextile[words]'"
+SLOW = "without numba word vectors take some ten times as long: pip install 'nextile[words]'"
 
 
 def known_to(tokenizer: Tokenizer) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,8 +8,9 @@ at a time, for any device and without numba.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -152,6 +153,17 @@ def _with_padding(table: Tensor) -> np.ndarray:
 # --- block by block -------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch's products by one thread: those of a block are so small that several wait for each other longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Told(NamedTuple):
     """What came of predictions."""
 
@@ -188,6 +200,10 @@ class ByTorch:
 
     def learn(self, rows: Tensor, rate: float, seed: int) -> Told:
         """Predict the words of rows (B, T), and learn from it. A rate of 0 measures and moves nothing."""
+        with one_thread():
+            return self._learn(rows, rate, seed)
+
+    def _learn(self, rows: Tensor, rate: float, seed: int) -> Told:
         draws = torch.Generator(self.inputs.device).manual_seed(seed >> 1)
         sight = self._look(rows.to(self.inputs.device), draws)
         pairs = sight.pairs() if isinstance(self.spec, specs.SkipGram) else None
