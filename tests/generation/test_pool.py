@@ -167,7 +167,7 @@ def test_one_text_is_a_vector_and_several_are_rows(text, tmp_path):
     [
         ("", "'' has no token that the model knows: give another text"),
         ("☃\x1b", r"'☃\\x1b' has no token that the model knows"),
-        ("a" * 41, "a text has 41 tokens and the model reads 40: shorten it"),
+        ("a" * 41, "the text has 41 tokens and the model reads 40: shorten it"),
     ],
 )
 @pytest.mark.parametrize("name", ["qwen3", "bert", "modern"])

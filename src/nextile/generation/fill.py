@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextile.base.errors import NextileError, UsageError
+from nextile.base.errors import UsageError
 from nextile.data.spans import rebuild
 from nextile.generation.beam import Beams, Hypothesis, beam_search
 from nextile.generation.complete import Completion
 from nextile.generation.decode import SourceReader, check_ids, evaluating, log_probabilities
+from nextile.generation.pool import bounded, refuse_longer
 from nextile.generation.sample import Sampling, next_token, random_stream
 from nextile.generation.translate import Translator
 from nextile.text.masks import MASK, mask_of, ordinary_of, sentinels_of
@@ -55,12 +56,6 @@ def _text(tokenizer: Tokenizer, parts: Sequence[str], between: Sequence[Sequence
     )
 
 
-def _refuse_longer(ids: Sequence[int], context: int) -> None:
-    """Errors: NextileError for a text of more tokens than the model reads."""
-    if len(ids) > context:
-        raise NextileError(f"the text has {len(ids)} tokens and the model reads {context}: shorten it")
-
-
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +91,8 @@ class _Filler:
         if MASK not in text:
             raise UsageError(f"{text!r} has nothing to fill: write {MASK} where a token is missing")
         parts = parts_of(text, self.tokenizer)
-        ids = self._bounded(_ids(self.tokenizer, parts, [[self.mask]] * (len(parts) - 1)))
+        ids = bounded(_ids(self.tokenizer, parts, [[self.mask]] * (len(parts) - 1)), self.tokenizer, self.context)
+        check_ids([ids], self.vocab)
         places = [place for place, token in enumerate(ids) if token == self.mask]
         left = list(places)
         while left:
@@ -104,14 +100,6 @@ class _Filler:
             ids[left.pop(surest)] = token
         tokens = [ids[place] for place in places]
         return Completion(text, _text(self.tokenizer, parts, [[token] for token in tokens]), tokens, "end")
-
-    def _bounded(self, ids: list[int]) -> list[int]:
-        """The tokens between those that begin and end a text, where the model knows such."""
-        if self.tokenizer.begin_id is not None:
-            ids = [self.tokenizer.begin_id, *ids, self.tokenizer.end_id]
-        _refuse_longer(ids, self.context)
-        check_ids([ids], self.vocab)
-        return ids
 
     def _choose(self, ids: list[int], left: list[int], stream: torch.Generator) -> tuple[int, int]:
         """Which of the masks that are left is filled next, and by which token."""
@@ -167,7 +155,7 @@ def _gaps(pretrained: Translator, text: str) -> _Gaps:
         raise UsageError(f"a text has {len(parts) - 1} gaps and the model knows {len(sentinels)}: leave fewer")
     marks = [[sentinel] for sentinel in sentinels[: len(parts) - 1]]
     source = [*_ids(tokenizer, parts, marks), tokenizer.end_id]
-    _refuse_longer(source, pretrained.spec.context)
+    refuse_longer(source, pretrained.spec.context)
     return _Gaps(text, parts, source)
 
 

@@ -52,6 +52,23 @@ def pooled(features: Tensor, there: Tensor) -> Tensor:
     return (features.float() * weight).sum(1) / weight.sum(1)
 
 
+def bounded(ids: list[int], tokenizer: Tokenizer, context: int) -> list[int]:
+    """The tokens between those that begin and end a text, where the model has been taught such.
+
+    Errors: NextileError where they are more than the model reads.
+    """
+    if tokenizer.begin_id is not None:
+        ids = [tokenizer.begin_id, *ids, tokenizer.end_id]
+    refuse_longer(ids, context)
+    return ids
+
+
+def refuse_longer(ids: Sequence[int], context: int) -> None:
+    """Errors: NextileError for a text of more tokens than the model reads."""
+    if len(ids) > context:
+        raise NextileError(f"the text has {len(ids)} tokens and the model reads {context}: shorten it")
+
+
 def embed(pretrained: Translator, texts: Sequence[str], *, batch: int = 32) -> np.ndarray:
     """A vector for each text, float32 (N, D): texts that mean the same lie near each other (Reimers et al. 2019).
 
@@ -75,12 +92,6 @@ def _ids(pretrained: Translator, text: str) -> list[int]:
     ids = [token for token in tokenizer.encode(text) if token != tokenizer.unknown_id or tokenizer.kind == "other"]
     if not ids:
         raise NextileError(f"{text!r} has no token that the model knows: give another text")
-    ids = _bounded(ids, tokenizer)
-    if len(ids) > spec.context:
-        raise NextileError(f"a text has {len(ids)} tokens and the model reads {spec.context}: shorten it")
+    ids = bounded(ids, tokenizer, spec.context)
     check_ids([ids], vocab_of(spec), "text")
     return ids
-
-
-def _bounded(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    return ids if tokenizer.begin_id is None else [tokenizer.begin_id, *ids, tokenizer.end_id]

@@ -29,7 +29,7 @@ from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import PrefixNoise, RunSettings, SpanNoise, recorded
 from nextile.tasks.shapes import preset_of, with_heads
 from nextile.tasks.task import TextTask, all_but
-from nextile.tasks.tokens import BATCH_TOKENS, stored_tokens, text_only, tokens_of
+from nextile.tasks.tokens import BATCH_TOKENS, stored_parts, tokens_of
 from nextile.tasks.translation import PRESETS, STACK_SIZES, room
 from nextile.text.masks import MASK, for_spans, sentinels_of
 from nextile.text.pairs import start_of
@@ -119,8 +119,7 @@ class Denoising(TextTask):
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> NoisyData:
         """What `prepare` stored."""
-        tokenizer = text_only(processor, folder)
-        train, held_out = (stored_tokens(folder / name, tokenizer) for name in ("train", "validation"))
+        tokenizer, train, held_out = stored_parts(folder, processor)
         return NoisyData(tokenizer, train, held_out, corruption_of(tokenizer, settings.denoise))
 
     def spec(

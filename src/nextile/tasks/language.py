@@ -27,15 +27,7 @@ from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.task import TextTask, all_but
-from nextile.tasks.tokens import (
-    BATCH_TOKENS,
-    as_they_are,
-    learn_tokenizer,
-    store_tokens,
-    stored_tokens,
-    text_only,
-    tokens_of,
-)
+from nextile.tasks.tokens import BATCH_TOKENS, as_they_are, learn_tokenizer, store_tokens, stored_parts, tokens_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import text_measures
@@ -146,8 +138,7 @@ class LanguageModelling(TextTask):
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> TextData:
         """What `prepare` stored."""
-        tokenizer = text_only(processor, folder)
-        return TextData(tokenizer, *(stored_tokens(folder / name, tokenizer) for name in ("train", "validation")))
+        return TextData(*stored_parts(folder, processor))
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

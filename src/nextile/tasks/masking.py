@@ -28,7 +28,7 @@ from nextile.tasks.language import LONGEST_WINDOW, TextData, evaluated, only_one
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import Masking, RunSettings, recorded
 from nextile.tasks.task import TextTask, all_but
-from nextile.tasks.tokens import BATCH_TOKENS, stored_tokens, text_only, tokens_of
+from nextile.tasks.tokens import BATCH_TOKENS, stored_parts, tokens_of
 from nextile.text.masks import MASK, for_masks, mask_of, ordinary_of
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
@@ -113,7 +113,7 @@ class MaskedModelling(TextTask):
     ) -> MaskedData:
         """Read, split, tokenize and store a corpus. Errors: UsageError for a model to begin from that has no masks."""
         known = tokens_of(base, specs.Transformer, self.name)
-        if base is not None and (base.task != self.name or mask_of(base.tokenizer) is None):
+        if base is not None and base.task != self.name:
             raise UsageError(f"a run of the task 'masked' cannot begin from {base.called}, which fills no masks")
         corpus = open_corpus(only_one(sources))
         tokenizer, train, held_out = store_parts(corpus, settings, folder, report, known, for_masks)
@@ -121,8 +121,7 @@ class MaskedModelling(TextTask):
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> MaskedData:
         """What `prepare` stored."""
-        tokenizer = text_only(processor, folder)
-        train, held_out = (stored_tokens(folder / name, tokenizer) for name in ("train", "validation"))
+        tokenizer, train, held_out = stored_parts(folder, processor)
         return MaskedData(tokenizer, train, held_out, masker_of(tokenizer, settings.masking))
 
     def trial(self, folder: Path) -> str:

@@ -91,3 +91,10 @@ def stored_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStore:
     if store.meta.get("tokenizer") != tokenizer.fingerprint():
         raise NextileError(f"'{folder}' was written with another tokenizer: train anew from the text")
     return store
+
+
+def stored_parts(folder: Path, processor: Processor) -> tuple[Tokenizer, TokenStore, TokenStore]:
+    """The tokenizer of a run's data, and the tokens of what is trained on and of what is held out. Errors: as above."""
+    tokenizer = text_only(processor, folder)
+    train, held_out = (stored_tokens(folder / name, tokenizer) for name in ("train", "validation"))
+    return tokenizer, train, held_out

@@ -25,7 +25,7 @@ from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings, Words, recorded
 from nextile.tasks.start import Start, WordStart, word_model
 from nextile.tasks.task import GradientTask, all_but
-from nextile.tasks.tokens import store_tokens, stored_tokens, text_only, tokens_of, watched
+from nextile.tasks.tokens import store_tokens, stored_parts, stored_tokens, tokens_of, watched
 from nextile.text.lexicon import train_lexicon
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.learner import Learner
@@ -166,8 +166,7 @@ class WordEmbedding(GradientTask):
 
     def open(self, folder: Path, settings: RunSettings, processor: Processor) -> WordData:
         """What `prepare` stored."""
-        tokenizer = text_only(processor, folder)
-        train, held_out = (stored_tokens(folder / name, tokenizer) for name in ("train", "validation"))
+        tokenizer, train, held_out = stored_parts(folder, processor)
         return WordData(tokenizer, train, held_out, settings.words)
 
     def spec(

@@ -95,7 +95,7 @@ class WordLearner:
                 f"the model has {model.spec.vocab:,} words and its tokens are {len(chances.counts):,}: leave out "
                 "model.vocab, or begin from a sound model"
             )
-        self.model, self.lr, self.seed = model, lr, seed
+        self.lr, self.seed = lr, seed
         device = model.words_in.weight.device
         self.patient = device.type != "cpu"
         by_machine_code = has_kernel() and device.type == "cpu" and model.words_in.weight.dtype == torch.float32
