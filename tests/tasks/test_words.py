@@ -14,6 +14,7 @@ from nextile.data.shards import open_store
 from nextile.nn import specs
 from nextile.tasks import words
 from nextile.tasks.report import Silent
+from nextile.tasks.settings import recorded
 
 SETTINGS = {"threads": 1, "words.dim": 12, "words.window": 2, "words.epochs": 2, "words.subsample": 0.0, "lr": 0.05}
 
@@ -277,3 +278,10 @@ def test_without_numba_the_user_is_told(planted, tmp_path, monkeypatch):
 def test_several_sources_are_refused(planted, tmp_path):
     with pytest.raises(UsageError, match="reads one source, not 2"):
         train([planted, planted], tmp_path / "run", steps=1)
+
+
+@pytest.mark.parametrize("settings", ["5", "null", "[]"])
+def test_a_damaged_run_file_is_one_line(tmp_path, settings):
+    (tmp_path / "run.json").write_text(f'{{"settings": {settings}}}')
+    with pytest.raises(NextileError, match="is damaged, its settings are no table"):
+        recorded(tmp_path)

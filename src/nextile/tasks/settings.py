@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from nextile.base.config import Settings, resolve
+from nextile.base.errors import NextileError
 from nextile.checkpoint.weights import read_json
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
@@ -142,4 +143,7 @@ def recorded(folder: Path | None) -> RunSettings:
     """The settings of the run in a folder; the defaults where there is none. Errors: NextileError for a broken one."""
     if folder is None or not (folder / "run.json").exists():
         return RunSettings()
-    return resolve(RunSettings, read_json(folder / "run.json").get("settings") or {})
+    given = read_json(folder / "run.json").get("settings")
+    if not isinstance(given, dict):
+        raise NextileError(f"'{folder / 'run.json'}' is damaged, its settings are no table: get a sound copy of it")
+    return resolve(RunSettings, given)
