@@ -12,6 +12,7 @@ from nextile.checkpoint.store import load_model, load_spec, save_model, save_wei
 from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
 from nextile.models.families import gpt2, marian, qwen3
+from nextile.models.families.table import FAMILIES
 from nextile.nn import specs
 from nextile.text.characters import train_characters
 
@@ -135,7 +136,7 @@ def test_shards_with_an_index(folder):
         ("[" * 100_000, "cannot be read as JSON"),
         (
             '{"model_type": "mamba"}',
-            "model_type 'mamba' is not one that nextile reads: it reads bert, gpt2, imagegpt, marian, qwen3, vit",
+            f"model_type 'mamba' is not one that nextile reads: it reads {', '.join(sorted(FAMILIES))}",
         ),
         ('{"model_type": "gpt2"}', "'vocab_size' is missing"),
         ('{"model_type": "nextile", "nextile": {"type": "transformer", "context": -1}}', "context"),

@@ -104,7 +104,7 @@ def test_families_know_their_own():
     rotary_gpt2 = gpt2.spec(vocab=9).model_copy(update={"head": specs.LinearHead()})
     assert family_of(rotary_gpt2) is None
     refused = qwen3.spec(vocab=9, context=8, width=8, depth=1, heads=1)
-    attention = refused.stack.attention.model_copy(update={"dropout": 0.1})
+    attention = refused.stack.attention.model_copy(update={"soft_cap": 9.0})
     assert (
         family_of(refused.model_copy(update={"stack": refused.stack.model_copy(update={"attention": attention})}))
         is None

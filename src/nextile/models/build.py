@@ -1,8 +1,10 @@
 """spec -> model."""
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nextile.models.encoder_decoder import EncoderDecoder
+from nextile.models.text_classifier import TextClassifier
 from nextile.models.transformer import Transformer
 from nextile.models.vision import VisionTransformer
 from nextile.models.words import CBOW, SkipGram, WordVectors
@@ -13,11 +15,12 @@ MODULES = {
     specs.Transformer: Transformer,
     specs.EncoderDecoder: EncoderDecoder,
     specs.VisionTransformer: VisionTransformer,
+    specs.TextClassifier: TextClassifier,
     specs.CBOW: CBOW,
     specs.SkipGram: SkipGram,
 }
-AnyModel = Transformer | EncoderDecoder | VisionTransformer | WordVectors
-DeepSpec = specs.Transformer | specs.EncoderDecoder | specs.VisionTransformer
+AnyModel = Transformer | EncoderDecoder | VisionTransformer | TextClassifier | WordVectors
+DeepSpec = specs.Transformer | specs.EncoderDecoder | specs.VisionTransformer | specs.TextClassifier
 AnySpec = DeepSpec | specs.CBOW | specs.SkipGram
 
 
@@ -28,9 +31,18 @@ def depth(spec: AnySpec) -> int:
     return spec.decoder.depth if isinstance(spec, specs.EncoderDecoder) else spec.stack.depth
 
 
+class _Undrawn(TorchFunctionMode):
+    """Where numbers would be drawn nothing is: to draw none, on the meta device, torch imports its compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def skeleton(spec: AnySpec) -> AnyModel:
     """The model without memory for its numbers (the meta device): to count, or to be given a checkpoint's."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return MODULES[type(spec)](spec)
 
 

@@ -38,7 +38,7 @@ class Parameters:
         return self.attention + self.feed_forward
 
 
-def norm_parameters(norm: specs.LayerNorm | specs.RMSNorm | None, width: int) -> int:
+def norm_parameters(norm: specs.Norm | None, width: int) -> int:
     """Gain, and for layer norm a bias."""
     return 0 if norm is None else width * (2 if isinstance(norm, specs.LayerNorm) else 1)
 
@@ -52,13 +52,15 @@ def attention_parameters(spec: specs.Attention, width: int) -> int:
     return weights + biases[spec.bias]
 
 
-def feed_forward_parameters(spec: specs.MLP | specs.GatedMLP, width: int) -> int:
-    """Two matrices, or three with a gate."""
+def feed_forward_parameters(spec: specs.FeedForward, width: int) -> int:
+    """Two matrices, or three with a gate; of experts all, and what chooses among them."""
+    if isinstance(spec, specs.Experts):
+        return spec.experts * (3 * width * spec.hidden + width)
     ups = 2 if isinstance(spec, specs.GatedMLP) else 1
     return (ups + 1) * width * spec.hidden + (ups * spec.hidden + width if spec.bias else 0)
 
 
-Embedding = specs.TokenEmbedding | specs.PatchEmbedding | specs.ConvEmbedding
+Embedding = specs.TokenEmbedding | specs.SharedTokens | specs.PatchEmbedding | specs.ConvEmbedding
 
 
 def stacks_of(spec: AnySpec) -> list[specs.Stack]:
@@ -74,15 +76,23 @@ def embeddings_of(spec: DeepSpec) -> list[Embedding]:
     return [embed for embed in embeds if embed]
 
 
+def idle_parameters(stack: specs.Stack) -> int:
+    """Those of the experts that a token does not choose."""
+    if not isinstance(stack.feed_forward, specs.Experts):
+        return 0
+    unchosen = stack.feed_forward.experts - stack.feed_forward.chosen
+    return unchosen * 3 * stack.width * stack.feed_forward.hidden * stack.depth
+
+
 def outputs_of(spec: AnySpec) -> int:
     """How many scores the head gives: tokens of the vocabulary, or classes."""
     if isinstance(spec, specs.WordModel):
         return spec.vocab
-    if isinstance(spec, specs.VisionTransformer):
+    if isinstance(spec, specs.VisionTransformer | specs.TextClassifier):
         return len(spec.head.classes)
     if isinstance(spec.head, specs.LinearHead) and spec.head.vocab:
         return spec.head.vocab
-    return (spec.target or spec.source).vocab if isinstance(spec, specs.EncoderDecoder) else spec.embed.vocab
+    return spec.target_vocab if isinstance(spec, specs.EncoderDecoder) else spec.embed.vocab
 
 
 def attentions_of(stack: specs.Stack) -> list[specs.Attention]:
@@ -97,10 +107,17 @@ def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
     if isinstance(stack.position, specs.RelativeBias):
         attention += stack.position.buckets * stack.attention.heads
     feed_forward = feed_forward_parameters(stack.feed_forward, width) * stack.depth
-    norm = (len(parts) + 1) * norm_parameters(stack.norm, width) * stack.depth
-    norm += sum(2 * norm_parameters(part.qk_norm, part.head_width(width)) for part in parts) * stack.depth
-    norm += norm_parameters(stack.norm, width) if stack.norm_place == "before" else 0
+    each = 2 if stack.norm_place == "around" else 1
+    norm = each * (len(parts) + 1) * norm_parameters(stack.norm, width) * stack.depth
+    norm += sum(qk_norm_parameters(part, width) for part in parts) * stack.depth
+    norm += 0 if stack.norm_place == "after" else norm_parameters(stack.norm, width)
     return attention, feed_forward, norm
+
+
+def qk_norm_parameters(spec: specs.Attention, width: int) -> int:
+    """Of one head, which all share, or of each."""
+    heads = (1, 1) if spec.qk_norm_over == "head" else (spec.heads, spec.kv_heads or spec.heads)
+    return sum(norm_parameters(spec.qk_norm, number * spec.head_width(width)) for number in heads)
 
 
 def convolutions(embed: specs.ConvEmbedding, width: int) -> list[tuple[int, int]]:
@@ -111,11 +128,18 @@ def convolutions(embed: specs.ConvEmbedding, width: int) -> list[tuple[int, int]
     return [(weight, side**2) for weight, side in zip(weights, sides, strict=True)]
 
 
+def learned_positions(embed: specs.TokenEmbedding | specs.SharedTokens) -> int:
+    """How many vectors of positions are trained."""
+    position = embed.position
+    return position.length + position.unused if isinstance(position, specs.Learned) else 0
+
+
 def embedding_parameters(embed: Embedding, width: int, summaries: int = 0) -> int:
     """What tokens or pictures become vectors by, the summaries before them, learned positions, and types."""
     if isinstance(embed, specs.TokenEmbedding):
-        learned = embed.position.length if isinstance(embed.position, specs.Learned) else 0
-        return (embed.vocab + learned + (embed.types or 0)) * width
+        return (embed.vocab + learned_positions(embed) + (embed.types or 0)) * width
+    if isinstance(embed, specs.SharedTokens):
+        return learned_positions(embed) * width
     placed = (embed.tokens + 2 * summaries) * width  # a summary has a place as well
     if isinstance(embed, specs.PatchEmbedding):
         return placed + (embed.channels * embed.patch**2 + 1) * width
@@ -136,12 +160,14 @@ def head_parameters(spec: DeepSpec, width: int) -> int:
     if isinstance(spec.head, specs.MaskedHead):
         return (width + 1) * width + norm_parameters(spec.head.norm, width) + outputs_of(spec)
     outputs, bias = outputs_of(spec), outputs_of(spec) if spec.head.bias else 0
+    if isinstance(spec.head, specs.DistilledHead):
+        return 2 * (outputs * width + bias)
     weighing = width + 1 if isinstance(spec.head, specs.WeightedHead) else 0
     return (0 if isinstance(spec.head, specs.TiedHead) else outputs * width) + bias + weighing
 
 
-def _norm_of(embed: Embedding) -> specs.LayerNorm | specs.RMSNorm | None:
-    return embed.norm if isinstance(embed, specs.TokenEmbedding) else None
+def _norm_of(embed: Embedding) -> specs.Norm | None:
+    return embed.norm if isinstance(embed, specs.TokenEmbedding | specs.SharedTokens) else None
 
 
 def parameters(spec: AnySpec) -> Parameters:
@@ -192,7 +218,10 @@ def forward_flops(spec: AnySpec, length: int) -> float:
     ends = 2.0 * width * (outputs_of(spec) + (width if isinstance(spec.head, specs.MaskedHead) else 0))
     if isinstance(spec, specs.VisionTransformer):
         ends = (ends + embedding_flops(spec.embed, width)) / spec.context
-    return 2 * parameters(spec).matrices + scores + ends
+    if isinstance(spec, specs.TextClassifier):
+        ends /= length  # of a text, not of each of its tokens
+    idle = sum(map(idle_parameters, stacks_of(spec)))
+    return 2 * (parameters(spec).matrices - idle) + scores + ends
 
 
 def training_flops(spec: AnySpec, length: int) -> float:
@@ -203,9 +232,10 @@ def training_flops(spec: AnySpec, length: int) -> float:
 def kept_memory(stack: specs.Stack, length: int, number: int) -> int:
     """Bytes per token that a stack keeps for its backward pass; a number of the matrix products has `number` bytes."""
     parts = attentions_of(stack)
-    gates = 3 if isinstance(stack.feed_forward, specs.GatedMLP) else 2
+    gates = 2 if isinstance(stack.feed_forward, specs.MLP) else 3
     inner = sum(part.heads * part.head_width(stack.width) for part in parts)
-    kept = number * (4 * inner + gates * stack.feed_forward.hidden) + 4 * 2 * stack.width * (len(parts) + 1)
+    nets = stack.feed_forward.chosen if isinstance(stack.feed_forward, specs.Experts) else 1
+    kept = number * (4 * inner + nets * gates * stack.feed_forward.hidden) + 4 * 2 * stack.width * (len(parts) + 1)
     kept += 2 * number * length * sum(part.heads for part in parts)  # scores and weights, where attention is explicit
     return stack.depth * kept
 

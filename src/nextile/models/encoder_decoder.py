@@ -21,7 +21,7 @@ class EncoderDecoder(nn.Module):
         self.spec = spec
         self.source = TokenEmbedding(spec.source, spec.encoder.width)
         self.encoder = TransformerStack(spec.encoder)
-        self.target = TokenEmbedding(spec.target, spec.decoder.width) if spec.target else self.source
+        self.target = TokenEmbedding(spec.target, spec.decoder.width, self.source) if spec.target else self.source
         self.decoder = TransformerStack(spec.decoder)
         self.head = make_head(spec.head, self.target)
 

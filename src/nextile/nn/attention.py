@@ -28,14 +28,20 @@ class Place:
     slot: Slot | None = None
 
 
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Scores that never leave -cap..cap, hardly changed where they are small (Gemma 2)."""
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0,
+    cap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The textbook's way: q (B, H, T, E), k, v (B, K, S, E) -> result (B, H, T, E), scores, weights (B, H, T, S)."""
     batch, heads, time, _ = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
     scores = (grouped @ k.mT).reshape(batch, heads, time, -1)  # (B, H, T, S)
-    scores = (scores.double() if scores.dtype == torch.float64 else scores.float()) * scale
+    scores = capped((scores.double() if scores.dtype == torch.float64 else scores.float()) * scale, cap)
     if bias is not None:
         scores = scores + bias
     elif causal:
@@ -48,13 +54,16 @@ def explicit_attention(
 
 
 def fast_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0
-) -> Tensor:
-    """The same result without keeping scores or weights.
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0,
+    cap: float | None = None,
+) -> Tensor:  # fmt: skip
+    """The same result without keeping scores or weights; PyTorch's kernels know no cap on the scores.
 
     Inside a compiled graph on CPU the textbook's way fuses, and beats the flash kernel about twofold at the lengths
     that a CPU trains (docs/benchmarks.md); everywhere else PyTorch's kernels are ahead.
     """
+    if cap is not None:
+        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share, cap=cap)[0]
     if torch.compiler.is_compiling() and q.device.type == "cpu":
         if causal and q.shape[2] % 2 == 0 and q.shape[2] >= 64:
             return _in_halves(q, k, v, scale=scale, share=share)
@@ -75,6 +84,19 @@ def _in_halves(q: Tensor, k: Tensor, v: Tensor, *, scale: float, share: float) -
     return torch.cat((early, late), dim=2)
 
 
+class OverHeads(nn.Module):
+    """A norm of all heads as one vector (OLMo 2)."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, T, E) -> (B, H, T, E)."""
+        joined = self.norm(x.transpose(1, 2).flatten(2))  # (B, T, H*E)
+        return joined.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+
+
 class MultiHeadAttention(nn.Module):
     """The four matrices, the split in heads, and the weighing; what is asked and what is seen differ by subclass."""
 
@@ -83,14 +105,15 @@ class MultiHeadAttention(nn.Module):
         self.heads, self.kv_heads = spec.heads, spec.kv_heads or spec.heads
         self.head_width = spec.head_width(width)
         self.scale = spec.scale or self.head_width**-0.5
-        self.dropout = spec.dropout
+        self.dropout, self.soft_cap = spec.dropout, spec.soft_cap
         inner, outer = self.heads * self.head_width, self.kv_heads * self.head_width
         self.query = Linear(width, inner, bias=spec.bias != "none")
         self.key = Linear(width, outer, bias=spec.bias != "none")
         self.value = Linear(width, outer, bias=spec.bias != "none")
         self.out = Linear(inner, width, bias=spec.bias == "all")
-        self.query_norm = make_norm(spec.qk_norm, self.head_width) if spec.qk_norm else nn.Identity()
-        self.key_norm = make_norm(spec.qk_norm, self.head_width) if spec.qk_norm else nn.Identity()
+        self.query_norm, self.key_norm = (
+            self._norm(spec, heads) if spec.qk_norm else nn.Identity() for heads in (self.heads, self.kv_heads)
+        )
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, E)."""
@@ -100,10 +123,17 @@ class MultiHeadAttention(nn.Module):
         """(B, S, D) -> keys and values, (B, K, S, E) each."""
         return self.key_norm(self._split(self.key(x), self.kv_heads)), self._split(self.value(x), self.kv_heads)
 
+    def _norm(self, spec: specs.Attention, heads: int) -> nn.Module:
+        assert spec.qk_norm is not None
+        if spec.qk_norm_over == "head":
+            return make_norm(spec.qk_norm, self.head_width)
+        return OverHeads(make_norm(spec.qk_norm, heads * self.head_width))
+
     def weigh(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False) -> Tensor:
         """Attend, join the heads, mix them by the output matrix: (B, T, D)."""
         k, v = k.to(q.dtype), v.to(q.dtype)
-        rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": self.dropout if self.training else 0.0}
+        share = self.dropout if self.training else 0.0
+        rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": share, "cap": self.soft_cap}
         if any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
             z, scores, weights = explicit_attention(q, k, v, **rule)
             named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": z}

@@ -21,8 +21,12 @@ class ResidualBefore(nn.Module):
         super().__init__()
         self.inner, self.norm, self.dropout = inner, norm, dropout
 
+    def branch(self, x: Tensor, *context) -> Tensor:
+        """What is added to x."""
+        return self.dropout(self.inner(self.norm(x), *context))
+
     def forward(self, x: Tensor, *context) -> Tensor:
-        return x + self.dropout(self.inner(self.norm(x), *context))
+        return x + self.branch(x, *context)
 
 
 class ResidualAfter(ResidualBefore):
@@ -32,7 +36,25 @@ class ResidualAfter(ResidualBefore):
         return self.norm(x + self.dropout(self.inner(x, *context)))
 
 
-RESIDUALS = {"before": ResidualBefore, "after": ResidualAfter}
+class ResidualInside(ResidualBefore):
+    """x + norm(f(x)): the stream is never normed, what is added to it always (Groeneveld et al. 2024, OLMo 2)."""
+
+    def branch(self, x: Tensor, *context) -> Tensor:
+        return self.dropout(self.norm(self.inner(x, *context)))
+
+
+class ResidualAround(ResidualBefore):
+    """x + after(f(norm(x))): both (Gemma 2)."""
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: nn.Module, after_norm: nn.Module):
+        super().__init__(inner, norm, dropout)
+        self.after_norm = after_norm
+
+    def branch(self, x: Tensor, *context) -> Tensor:
+        return self.dropout(self.after_norm(self.inner(self.norm(x), *context)))
+
+
+RESIDUALS = {"before": ResidualBefore, "after": ResidualAfter, "inside": ResidualInside, "around": ResidualAround}
 
 
 class Block(nn.Module):
@@ -42,10 +64,11 @@ class Block(nn.Module):
         super().__init__()
         left_out = spec.stochastic_depth * index / max(1, spec.depth - 1)  # the deeper, the more often
 
-        def residual(inner: nn.Module) -> nn.Module:
+        def residual(inner: nn.Module) -> ResidualBefore:
             dropout: nn.Module = Dropout(spec.dropout)
             dropout = nn.Sequential(dropout, StochasticDepth(left_out)) if left_out else dropout
-            return RESIDUALS[spec.norm_place](inner, make_norm(spec.norm, spec.width), dropout)
+            norms = [make_norm(spec.norm, spec.width) for _ in range(1 + (spec.norm_place == "around"))]
+            return RESIDUALS[spec.norm_place](inner, norms[0], dropout, *norms[1:])
 
         self.self_attention = residual(SelfAttention(spec.attention, spec.width))
         self.cross_attention = residual(CrossAttention(spec.cross, spec.width)) if spec.cross else None
@@ -66,3 +89,23 @@ class Block(nn.Module):
         x = self.feed_forward(x)
         tap(self, "stream", x)
         return x
+
+
+class ParallelBlock(Block):
+    """Attention and feed-forward both read x, and both are added to it (Wang and Komatsuzaki 2021, GPT-J)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        place: Place,
+        kept: KeyValues | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        memory_bias: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = x + self.self_attention.branch(x, place, kept) + self.feed_forward.branch(x)
+        tap(self, "stream", x)
+        return x
+
+
+BLOCKS = {"serial": Block, "parallel": ParallelBlock}

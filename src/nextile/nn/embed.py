@@ -3,6 +3,8 @@
 Shapes: B batch, T time, D width, V vocabulary, C channels, H x W pixels, P side of a patch.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import torch
@@ -23,11 +25,12 @@ class LearnedPosition(nn.Module):
 
     def __init__(self, spec: specs.Learned, width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(spec.length, width))
+        self.unused = spec.unused
+        self.weight = nn.Parameter(torch.zeros(spec.unused + spec.length, width))
 
     def forward(self, positions: Tensor) -> Tensor:
         """(T,) or (B, T) -> (..., D)."""
-        return self.weight[positions]
+        return self.weight[positions + self.unused if self.unused else positions]
 
 
 class SinusoidalPosition(nn.Module):
@@ -58,13 +61,18 @@ class FirstType(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """dropout(norm(token * scale + type + position))."""
+    """dropout(norm(token * scale + type + position)); the matrix of tokens may be another embedding's."""
 
-    def __init__(self, spec: specs.TokenEmbedding, width: int):
+    def __init__(
+        self, spec: specs.TokenEmbedding | specs.SharedTokens, width: int, shared: TokenEmbedding | None = None
+    ):
         super().__init__()
-        self.scale = spec.scale
-        self.token = nn.Embedding(spec.vocab, width)
-        self.types = FirstType(spec.types, width) if spec.types else nn.Identity()
+        if isinstance(spec, specs.TokenEmbedding):
+            self.scale, self.token = spec.scale, nn.Embedding(spec.vocab, width)
+            self.types = FirstType(spec.types, width) if spec.types else nn.Identity()
+        else:
+            assert shared is not None
+            self.scale, self.token, self.types = shared.scale, shared.token, nn.Identity()
         self.position = POSITIONS[type(spec.position)](spec.position, width) if spec.position else None
         self.length = spec.position.length if spec.position else None
         self.norm = make_norm(spec.norm, width) if spec.norm else nn.Identity()

@@ -1,4 +1,4 @@
-"""De-embedding: vectors become scores over the vocabulary, or over the classes of a picture.
+"""De-embedding: vectors become scores over the vocabulary, or over the classes of a picture or a text.
 
 Shapes: B batch, T time, D width, V vocabulary, K classes.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nextile.nn import specs
+from nextile.nn.attention import capped
 from nextile.nn.embed import TokenEmbedding
 from nextile.nn.feedforward import ACTIVATIONS
 from nextile.nn.linear import Linear, linear
@@ -19,7 +20,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, spec: specs.TiedHead, embed: TokenEmbedding):
         super().__init__()
-        self.scale = spec.scale
+        self.scale, self.soft_cap = spec.scale, spec.soft_cap
         self._embed = (embed,)  # in a tuple, so that the matrix has one owner and one name
         self.bias = nn.Parameter(torch.zeros(embed.token.num_embeddings)) if spec.bias else None
 
@@ -31,7 +32,7 @@ class TiedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V)."""
         x = x * self.scale if self.scale != 1.0 else x
-        return linear(x, self.weight, self.bias)
+        return capped(linear(x, self.weight, self.bias), self.soft_cap)
 
 
 class LinearHead(Linear):
@@ -68,15 +69,27 @@ def make_head(spec: specs.TiedHead | specs.LinearHead | specs.MaskedHead, embed:
 # --- classes --------------------------------------------------------------------------------------------------------
 
 
+def picked(x: Tensor, place: Tensor) -> Tensor:
+    """Of each row the vector at its place: (B, T, D), (B,) -> (B, D)."""
+    return x[torch.arange(len(x), device=x.device), place]
+
+
 class SummaryHead(Linear):
     """From the first vector, which stands for the whole picture (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, spec: specs.SummaryHead | specs.MeanHead | specs.WeightedHead, width: int):
+    def __init__(self, spec: specs.ClassHead | specs.TextHead, width: int):
         super().__init__(width, len(spec.classes), bias=spec.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, T, D) -> (B, K)."""
-        pooled = self.pool(input)  # (B, D)
+        return self.scores(self.pool(input))
+
+    def of_texts(self, x: Tensor, there: Tensor) -> Tensor:
+        """(B, T, D), of which padding does not count, there (B, T) True at tokens -> (B, K)."""
+        return self.scores(self.pool_texts(x, there))
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        """(B, D) -> (B, K)."""
         tap(self, "pooled", pooled)
         return super().forward(pooled)
 
@@ -84,12 +97,44 @@ class SummaryHead(Linear):
         """(B, T, D) -> (B, D)."""
         return x[:, 0]
 
+    def pool_texts(self, x: Tensor, there: Tensor) -> Tensor:
+        """The same where there are tokens, at least one in each row: (B, T, D), (B, T) -> (B, D)."""
+        return picked(x, there.int().argmax(1))
+
+
+class DistilledHead(nn.Module):
+    """The mean of what two summaries say, one of which has learned from labels, the other from a teacher (DeiT)."""
+
+    def __init__(self, spec: specs.DistilledHead, width: int):
+        super().__init__()
+        self.labels = Linear(width, len(spec.classes), bias=spec.bias)
+        self.teacher = Linear(width, len(spec.classes), bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, K)."""
+        tap(self, "pooled", x[:, :2])
+        return (self.labels(x[:, 0]) + self.teacher(x[:, 1])) / 2
+
 
 class MeanHead(SummaryHead):
     """From the mean of all vectors."""
 
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(1)
+
+    def pool_texts(self, x: Tensor, there: Tensor) -> Tensor:
+        kept = x.masked_fill(~there[..., None], 0.0)
+        return kept.sum(1) / there.sum(1, keepdim=True).clamp_min(1).to(x.dtype)
+
+
+class LastHead(SummaryHead):
+    """From the last vector, which alone has seen all of a text in a causal stack (Radford et al. 2018)."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x[:, -1]
+
+    def pool_texts(self, x: Tensor, there: Tensor) -> Tensor:
+        return picked(x, there.shape[1] - 1 - there.flip(1).int().argmax(1))
 
 
 class WeightedHead(SummaryHead):
@@ -106,9 +151,15 @@ class WeightedHead(SummaryHead):
         return (weights.mT @ x)[:, 0]
 
 
-CLASS_MODULES = {specs.SummaryHead: SummaryHead, specs.MeanHead: MeanHead, specs.WeightedHead: WeightedHead}
+CLASS_MODULES = {
+    specs.SummaryHead: SummaryHead,
+    specs.DistilledHead: DistilledHead,
+    specs.MeanHead: MeanHead,
+    specs.LastHead: LastHead,
+    specs.WeightedHead: WeightedHead,
+}
 
 
-def make_class_head(spec: specs.SummaryHead | specs.MeanHead | specs.WeightedHead, width: int) -> nn.Module:
+def make_class_head(spec: specs.ClassHead | specs.TextHead, width: int) -> nn.Module:
     """The module that the spec's type names."""
     return CLASS_MODULES[type(spec)](spec, width)

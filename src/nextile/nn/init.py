@@ -62,6 +62,7 @@ TABLE = (
     ("words_out.weight", Constant(0.0)),
     ("*.convolutions.*.weight", Kaiming()),
     ("*norm.weight", Constant(1.0)),
+    ("*norm.offset", Constant(0.0)),
     ("*.bias", Constant(0.0)),
     ("*.inner.out.weight", Branch(0.02)),
     ("*.inner.down.weight", Branch(0.02)),

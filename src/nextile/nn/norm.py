@@ -16,9 +16,23 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
-MODULES = {specs.LayerNorm: nn.LayerNorm, specs.RMSNorm: RMSNorm}
+class OffsetRMSNorm(nn.Module):
+    """x / rms(x) * (1 + offset), in at least float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.offset = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, self.offset.shape, 1.0 + self.offset.to(wide.dtype), self.eps).to(x.dtype)
 
 
-def make_norm(spec: specs.LayerNorm | specs.RMSNorm, width: int) -> nn.Module:
+MODULES = {specs.LayerNorm: nn.LayerNorm, specs.RMSNorm: RMSNorm, specs.OffsetRMSNorm: OffsetRMSNorm}
+
+
+def make_norm(spec: specs.Norm, width: int) -> nn.Module:
     """The module over the last axis, of this width."""
     return MODULES[type(spec)](width, eps=spec.eps)

@@ -16,25 +16,57 @@ from nextile.nn import specs
 Rotate = Callable[[Tensor], Tensor]
 
 
+def as_they_are(frequencies: Tensor, scaling: None) -> Tensor:
+    """The frequencies that the base gives."""
+    return frequencies
+
+
+def divided(frequencies: Tensor, scaling: specs.LinearScaling) -> Tensor:
+    """All slower by the same factor (Chen et al. 2023)."""
+    return frequencies / scaling.factor
+
+
+def slow_divided(frequencies: Tensor, scaling: specs.Llama3Scaling) -> Tensor:
+    """Those slower that turn seldom in the original context, the more the slower they are (Dubey et al. 2024)."""
+    turns = scaling.original * frequencies / (2 * math.pi)
+    kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+SCALINGS: dict[type, Callable[..., Tensor]] = {
+    type(None): as_they_are,
+    specs.LinearScaling: divided,
+    specs.Llama3Scaling: slow_divided,
+}
+
+
 class RotaryPosition(nn.Module):
-    """Turns the pairs (x_i, x_{i+E/2}) by position / base^(2i/E) (Su et al. 2021, in GPT-NeoX's half-split layout)."""
+    """Turns the pairs (x_i, x_{i+R/2}) by position / base^(2i/R) (Su et al. 2021, in GPT-NeoX's half-split layout).
+
+    R: the part of the head width E that is turned, its beginning; often all of it.
+    """
 
     def __init__(self, spec: specs.Rotary, head_width: int):
         super().__init__()
-        self.base, self.head_width = spec.base, head_width
+        self.base, self.scaling, self.turned = spec.base, spec.scaling, spec.turned(head_width)
+        self.all_turned = self.turned == head_width
 
     def forward(self, positions: Tensor) -> Rotate:
         """The turn for these positions, to be applied to (B, H, T, E)."""
-        exponent = torch.arange(0, self.head_width, 2, device=positions.device, dtype=torch.float32) / self.head_width
-        angle = positions[..., None].float() * self.base**-exponent  # (T, E/2) or (B, T, E/2)
-        angle = angle[:, None] if angle.dim() == 3 else angle  # (B, 1, T, E/2): the same for every head
+        exponent = torch.arange(0, self.turned, 2, device=positions.device, dtype=torch.float32) / self.turned
+        frequencies = SCALINGS[type(self.scaling)](1.0 / self.base**exponent, self.scaling)
+        angle = positions[..., None].float() * frequencies  # (T, R/2) or (B, T, R/2)
+        angle = angle[:, None] if angle.dim() == 3 else angle  # (B, 1, T, R/2): the same for every head
         cos, sin = angle.cos(), angle.sin()
 
         def rotate(x: Tensor) -> Tensor:
             a, b = x.chunk(2, dim=-1)
             return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
-        return rotate
+        def rotate_beginning(x: Tensor) -> Tensor:
+            return torch.cat((rotate(x[..., : self.turned]), x[..., self.turned :]), dim=-1)
+
+        return rotate if self.all_turned else rotate_beginning
 
 
 class RelativePositionBias(nn.Module):

@@ -38,7 +38,14 @@ class RMSNorm(Settings):
     eps: Positive = 1e-6
 
 
-Norm = Annotated[LayerNorm | RMSNorm, Field(discriminator="type")]
+class OffsetRMSNorm(Settings):
+    """RMS norm whose gain is stored as what it is beyond one, so that weight decay draws it to one (Gemma)."""
+
+    type: Literal["offset_rms_norm"] = "offset_rms_norm"
+    eps: Positive = 1e-6
+
+
+Norm = Annotated[LayerNorm | RMSNorm | OffsetRMSNorm, Field(discriminator="type")]
 
 
 class Learned(Settings):
@@ -46,6 +53,7 @@ class Learned(Settings):
 
     type: Literal["learned"] = "learned"
     length: Length
+    unused: Annotated[int, Field(ge=0, le=16)] = 0  # rows before the first position's: RoBERTa and BART have two
 
 
 class Sinusoidal(Settings):
@@ -55,11 +63,43 @@ class Sinusoidal(Settings):
     length: Length
 
 
+class LinearScaling(Settings):
+    """All angles divided, so that a longer text turns no further than those before (Chen et al. 2023)."""
+
+    type: Literal["linear"] = "linear"
+    factor: Annotated[float, Field(ge=1.0)]
+
+
+class Llama3Scaling(Settings):
+    """Slow turns divided, fast ones left as they are, those between blended (Dubey et al. 2024, Llama 3.1)."""
+
+    type: Literal["llama3"] = "llama3"
+    factor: Annotated[float, Field(ge=1.0)]
+    low: Positive = 1.0  # turns within the original context: fewer are divided,
+    high: Positive = 4.0  # more stay
+    original: Length = 8192  # the context before
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.high <= self.low:
+            raise ValueError(f"high {self.high} must exceed low {self.low}")
+        return self
+
+
+RotaryScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="type")]
+
+
 class Rotary(Settings):
     """Queries and keys turned by an angle that grows with the position (Su et al. 2021)."""
 
     type: Literal["rotary"] = "rotary"
     base: Positive = 10_000.0
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the head width, from its beginning; the rest stays
+    scaling: RotaryScaling | None = None
+
+    def turned(self, head_width: int) -> int:
+        """How many numbers of a head are turned."""
+        return int(head_width * self.share)
 
 
 class RelativeBias(Settings):
@@ -94,7 +134,9 @@ class Attention(Settings):
     head_dim: Width | None = None  # None: width / heads
     bias: Literal["all", "qkv", "none"] = "all"
     scale: Positive | None = None  # None: head_dim ** -0.5; T5 has 1.0
-    qk_norm: Norm | None = None  # over the head width of queries and keys (Henry et al. 2020)
+    qk_norm: Norm | None = None  # of queries and keys (Henry et al. 2020),
+    qk_norm_over: Literal["head", "heads"] = "head"  # each head by itself, or all of them as one vector (OLMo 2)
+    soft_cap: Positive | None = None  # scores c become cap * tanh(c / cap): Gemma 2
     dropout: Probability = 0.0
 
     @model_validator(mode="after")
@@ -126,21 +168,55 @@ class GatedMLP(Settings):
     bias: bool = False
 
 
-FeedForward = Annotated[MLP | GatedMLP, Field(discriminator="type")]
+class Experts(Settings):
+    """Several gated nets, of which a router chooses a few for each token (Shazeer et al. 2017; Mixtral)."""
+
+    type: Literal["experts"] = "experts"
+    hidden: Width
+    experts: Annotated[int, Field(ge=1, le=1 << 12)]
+    chosen: Annotated[int, Field(ge=1, le=1 << 12)]
+    activation: Activation = "silu"
+
+    @model_validator(mode="after")
+    def _enough(self):
+        if self.chosen > self.experts:
+            raise ValueError(f"{self.chosen} of {self.experts} experts cannot be chosen")
+        return self
+
+
+FeedForward = Annotated[MLP | GatedMLP | Experts, Field(discriminator="type")]
+
+
+class Local(Settings):
+    """Blocks that see a window of tokens, themselves included, and nothing before (Beltagy et al. 2020)."""
+
+    window: Length
+    pattern: Annotated[tuple[bool, ...], Field(min_length=1, max_length=1024)] = (True,)  # which blocks; it repeats
+    position: Rotary | None = None  # None: as in the other blocks
+
+    def holds(self, index: int) -> bool:
+        """Whether the block of this number is one of them."""
+        return self.pattern[index % len(self.pattern)]
 
 
 class Stack(Settings):
-    """`depth` equal blocks: self-attention, cross-attention where there is a memory, feed-forward."""
+    """`depth` equal blocks: self-attention, cross-attention where there is a memory, feed-forward.
+
+    Where the norm stands in x -> x + f(x): before f; after the sum (post-norm, the 2017 shape); inside, on what f gives
+    (OLMo 2); around f, before and after it (Gemma 2).
+    """
 
     width: Width
     depth: Depth
     attention: Attention
     feed_forward: FeedForward
     norm: Norm = LayerNorm()
-    norm_place: Literal["before", "after"] = "before"  # after: post-norm, the 2017 shape
+    norm_place: Literal["before", "after", "inside", "around"] = "before"
+    order: Literal["serial", "parallel"] = "serial"  # parallel: attention and feed-forward both read x (GPT-J, NeoX)
     causal: bool = False
     cross: Attention | None = None  # present: every block also attends to a memory
     position: AttendedPosition | None = None  # None: positions, if any, are in the embedding
+    local: Local | None = None  # present: some or all blocks see a window
     dropout: Probability = 0.0
     stochastic_depth: Probability = 0.0  # how often training leaves out a part of the last block; of the first: never
 
@@ -151,10 +227,23 @@ class Stack(Settings):
                 raise ValueError(
                     f"width {self.width} is not a multiple of {part.heads} heads: change one or set head_dim"
                 )
-        if isinstance(self.position, Rotary) and self.attention.head_width(self.width) % 2:
-            raise ValueError(
-                f"rotary positions turn pairs: the head width {self.attention.head_width(self.width)} must be even"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_pairs(self):
+        head_width = self.attention.head_width(self.width)
+        for position in (self.position, self.local and self.local.position):
+            turned = position.turned(head_width) if isinstance(position, Rotary) else 2
+            if turned % 2 or not turned:
+                raise ValueError(f"rotary positions turn pairs: {turned} of the head width {head_width} must be even")
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_can_be(self):
+        if self.order == "parallel" and (self.norm_place != "before" or self.cross is not None):
+            raise ValueError("parallel parts have their norms before them, and no memory: norm_place=before, no cross")
+        if self.local is not None and not self.causal:
+            raise ValueError("a window looks back: local blocks are those of a causal stack")
         return self
 
 
@@ -170,12 +259,25 @@ class TokenEmbedding(Settings):
     types: Annotated[int, Field(ge=1, le=1 << 10)] | None = None  # present: which text of its row a token is from, BERT
 
 
+class SharedTokens(Settings):
+    """The source's tokens, with positions and a norm of the target's own (BART)."""
+
+    type: Literal["shared_tokens"] = "shared_tokens"
+    position: EmbeddedPosition | None = None
+    norm: Norm | None = None
+    dropout: Probability = 0.0
+
+
+TargetEmbedding = Annotated[TokenEmbedding | SharedTokens, Field(discriminator="type")]
+
+
 class TiedHead(Settings):
     """The embedding read backwards (Press and Wolf 2017)."""
 
     type: Literal["tied"] = "tied"
     scale: Positive = 1.0  # T5: width ** -0.5
     bias: bool = False
+    soft_cap: Positive | None = None  # as of attention's scores: Gemma 2
 
 
 class LinearHead(Settings):
@@ -222,7 +324,7 @@ class EncoderDecoder(Settings):
     start: Annotated[int, Field(ge=0, lt=1 << 24)] = 0  # the token that every target begins with
     source: TokenEmbedding
     encoder: Stack
-    target: TokenEmbedding | None = None  # None: the source's embedding serves both
+    target: TargetEmbedding | None = None  # None: the source's embedding serves both
     decoder: Stack
     head: Head = TiedHead()
 
@@ -232,14 +334,19 @@ class EncoderDecoder(Settings):
             raise ValueError("the decoder has no cross-attention: give decoder.cross")
         if self.encoder.width != self.decoder.width:
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ")
-        if self.start >= (self.target or self.source).vocab:
-            raise ValueError(f"start {self.start} is no token of {(self.target or self.source).vocab}")
+        if self.start >= self.target_vocab:
+            raise ValueError(f"start {self.start} is no token of {self.target_vocab}")
         for embed in filter(None, (self.source, self.target)):
             if embed.position is not None and embed.position.length < self.context:
                 raise ValueError(
                     f"context {self.context} is longer than the {embed.position.length} positions of the embedding"
                 )
         return self
+
+    @property
+    def target_vocab(self) -> int:
+        """How many tokens the target is made of."""
+        return self.target.vocab if isinstance(self.target, TokenEmbedding) else self.source.vocab
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -303,6 +410,14 @@ class SummaryHead(Settings):
     bias: bool = True
 
 
+class DistilledHead(Settings):
+    """The mean of classes from two summaries, of which one has learned from a teacher (Touvron et al. 2021, DeiT)."""
+
+    type: Literal["distilled"] = "distilled"
+    classes: Classes
+    bias: bool = True
+
+
 class MeanHead(Settings):
     """Classes from the mean of all vectors (image-GPT)."""
 
@@ -319,7 +434,7 @@ class WeightedHead(Settings):
     bias: bool = True
 
 
-ClassHead = Annotated[SummaryHead | MeanHead | WeightedHead, Field(discriminator="type")]
+ClassHead = Annotated[SummaryHead | DistilledHead | MeanHead | WeightedHead, Field(discriminator="type")]
 
 
 class VisionTransformer(Settings):
@@ -335,7 +450,7 @@ class VisionTransformer(Settings):
         if isinstance(self.embed, TokenEmbedding):
             if self.embed.position is None:
                 raise ValueError("tokens of a picture need embed.position, whose length is their number")
-            if isinstance(self.head, SummaryHead):
+            if self.summaries:
                 raise ValueError("tokens of a picture have no summary before them: head.type is mean or weighted")
         return self
 
@@ -343,14 +458,14 @@ class VisionTransformer(Settings):
     def _sees_all(self):
         if self.stack.cross is not None:
             raise ValueError("a picture has no memory to attend to: leave out stack.cross")
-        if self.stack.causal and isinstance(self.head, SummaryHead):
+        if self.stack.causal and self.summaries:
             raise ValueError("in a causal stack the summary, which comes first, sees nothing: head.type is mean")
         return self
 
     @property
     def summaries(self) -> int:
         """How many vectors stand before those of the picture."""
-        return 1 if isinstance(self.head, SummaryHead) else 0
+        return {SummaryHead: 1, DistilledHead: 2}.get(type(self.head), 0)
 
     @property
     def context(self) -> int:
@@ -359,6 +474,41 @@ class VisionTransformer(Settings):
             assert self.embed.position is not None
             return self.embed.position.length
         return self.embed.tokens + self.summaries
+
+
+# --- classes of texts -----------------------------------------------------------------------------------------------
+
+
+class LastHead(Settings):
+    """Classes from the last token, which alone has seen all of a text in a causal stack (Radford et al. 2018, GPT)."""
+
+    type: Literal["last"] = "last"
+    classes: Classes
+    bias: bool = True
+
+
+TextHead = Annotated[SummaryHead | MeanHead | LastHead, Field(discriminator="type")]
+
+
+class TextClassifier(Settings):
+    """embed -> stack -> head: a text in, a class out; the summary is its first token (Devlin et al. 2019, BERT)."""
+
+    type: Literal["text_classifier"] = "text_classifier"
+    context: Length  # the longest text it was made for
+    embed: TokenEmbedding
+    stack: Stack
+    head: TextHead
+
+    @model_validator(mode="after")
+    def _sees_all(self):
+        position = self.embed.position
+        if position is not None and position.length < self.context:
+            raise ValueError(f"context {self.context} is longer than the {position.length} positions of the embedding")
+        if self.stack.cross is not None:
+            raise ValueError("a text that is classified has no memory to attend to: leave out stack.cross")
+        if self.stack.causal and isinstance(self.head, SummaryHead):
+            raise ValueError("in a causal stack the first token sees nothing else: head.type is last or mean")
+        return self
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -390,4 +540,6 @@ class SkipGram(WordModel):
     type: Literal["skip_gram"] = "skip_gram"
 
 
-Model = Annotated[Transformer | EncoderDecoder | VisionTransformer | CBOW | SkipGram, Field(discriminator="type")]
+Model = Annotated[
+    Transformer | EncoderDecoder | VisionTransformer | TextClassifier | CBOW | SkipGram, Field(discriminator="type")
+]

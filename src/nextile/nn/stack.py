@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from nextile.nn import specs
 from nextile.nn.attention import CrossAttention, Place
-from nextile.nn.block import Block
-from nextile.nn.cache import Cache, KeyValues, Memory, StaticCache
+from nextile.nn.block import BLOCKS
+from nextile.nn.cache import Cache, KeyValues, Memory, Slot, StaticCache
 from nextile.nn.norm import make_norm
-from nextile.nn.position import BIASES, RotaryPosition, within
+from nextile.nn.position import BIASES, RotaryPosition, Rotate, within
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
@@ -63,9 +63,14 @@ class TransformerStack(nn.Module):
         super().__init__()
         self.spec = spec
         head_width = spec.attention.head_width(spec.width)
-        self.blocks = nn.ModuleList(Block(spec, index) for index in range(spec.depth))
-        self.norm = make_norm(spec.norm, spec.width) if spec.norm_place == "before" else nn.Identity()
+        self.blocks = nn.ModuleList(BLOCKS[spec.order](spec, index) for index in range(spec.depth))
+        self.norm = nn.Identity() if spec.norm_place == "after" else make_norm(spec.norm, spec.width)
         self.rotary = RotaryPosition(spec.position, head_width) if isinstance(spec.position, specs.Rotary) else None
+        local = spec.local
+        self.is_local = [local is not None and local.holds(index) for index in range(spec.depth)]
+        self.kinds = sorted(set(self.is_local))
+        own = local.position if local else None
+        self.local_rotary = RotaryPosition(own, head_width) if own else self.rotary
         bias = BIASES.get(type(spec.position))
         self.position_bias = bias(spec.position, spec.attention.heads, spec.causal) if bias else None
 
@@ -81,13 +86,13 @@ class TransformerStack(nn.Module):
         """
         if segments is not None and cache is not None:
             raise ValueError("segments and cache exclude each other: a cache knows the length of each row")
-        place = self._place(x, segments, cache)
+        by_kind = self._places(x, segments, cache)
         heard = heard_of(memory, segments, attention_dtype(x)) if memory else None
         apply = as_region if isinstance(cache, StaticCache) else as_it_is
         for i, block in enumerate(self.blocks):
             kept = cache.layers[i] if cache else None
             recalled = (memory.layers[i], heard) if memory else ()
-            x = apply(block, x, place, kept, *recalled)
+            x = apply(block, x, by_kind[self.is_local[i]], kept, *recalled)
         return self.norm(x)
 
     def remember(self, features: Tensor, segments: Tensor | None = None) -> Memory:
@@ -105,23 +110,38 @@ class TransformerStack(nn.Module):
         lengths = torch.zeros(batch, dtype=torch.long, device=options["device"])
         return (StaticCache if static else Cache)(layers, lengths)
 
-    def _place(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> Place:
-        time = x.shape[1]
-        slot = cache.slot(time) if cache else None
+    def _places(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> dict[bool, Place]:
+        """By whether a block is local, for the kinds that there are."""
+        slot = cache.slot(x.shape[1]) if cache else None
         positions = slot.positions if slot else places(x, segments)  # (T,) or (B, T)
-        rotate = self.rotary(positions) if self.rotary is not None else None
+        found = {}
+        for local in self.kinds:
+            rotary = self.local_rotary if local else self.rotary
+            rotate = rotary(positions) if rotary is not None else None
+            window = self.spec.local.window if local and self.spec.local else None
+            found[local] = self._place(x, segments, slot, positions, rotate, window)
+        return found
+
+    def _place(
+        self, x: Tensor, segments: Tensor | None, slot: Slot | None, positions: Tensor, rotate: Rotate | None,
+        window: int | None,
+    ) -> Place:  # fmt: skip
+        time = x.shape[1]
         fresh = slot is None or slot.start == 0
         alone = slot is not None and slot.start is not None and time == 1  # one token sees all that is there
-        if segments is None and self.position_bias is None and (fresh or alone):
+        whole = window is None or (slot.span if slot else time) <= window
+        if segments is None and self.position_bias is None and whole and (fresh or alone):
             return Place(causal=self.spec.causal and not alone, rotate=rotate, slot=slot)
         seen = torch.arange(slot.span, device=x.device) if slot else positions  # where the keys stand
-        bias = self._bias(seen[..., None, :] - positions[..., None], segments, attention_dtype(x))
-        return Place(bias=bias, rotate=rotate, slot=slot)
+        distance = seen[..., None, :] - positions[..., None]  # (T, S) or (B, T, S)
+        return Place(self._bias(distance, segments, window, attention_dtype(x)), rotate=rotate, slot=slot)
 
-    def _bias(self, distance: Tensor, segments: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _bias(self, distance: Tensor, segments: Tensor | None, window: int | None, dtype: torch.dtype) -> Tensor:
         """distance (T, S) or (B, T, S) -> (B or 1, H or 1, T, S)."""
         distance = distance.reshape(-1, *distance.shape[-2:])  # (B or 1, T, S)
         visible = distance <= 0 if self.spec.causal else torch.ones_like(distance, dtype=torch.bool)
+        if window is not None:
+            visible = visible & (distance > -window)
         if segments is not None:
             visible = visible & (segments[:, :, None] == segments[:, None, :])
         bias = 0.0 if self.position_bias is None else self.position_bias(distance).to(dtype)

@@ -34,7 +34,7 @@ def _as_it_is(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _turned(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.mT.contiguous() for tensor in tensors]
+    return [tensor.mT for tensor in tensors]  # seen the other way, not moved: a mapped file stays where it is
 
 
 def same(ours: str, theirs: str) -> Rule:
@@ -61,13 +61,39 @@ def fused(ours: Sequence[str], theirs: str, *, axis: int) -> Rule:
     """Several of ours, of equal size, in one of theirs along its axis; matrices are transposed there."""
 
     def read(tensors: list[Tensor]) -> list[Tensor]:
-        parts = tensors[0].chunk(len(ours), dim=axis)
-        return [part.mT.contiguous() if part.dim() == 2 else part.contiguous() for part in parts]
+        # Copied, for a part of a matrix has gaps between its rows, over which torch's fused optimizers stumble.
+        parts = [part.contiguous() for part in tensors[0].chunk(len(ours), dim=axis)]
+        return [part.mT if part.dim() == 2 else part for part in parts]
 
     def write(tensors: list[Tensor]) -> list[Tensor]:
         return [torch.cat([tensor.mT if tensor.dim() == 2 else tensor for tensor in tensors], dim=axis).contiguous()]
 
     return Rule(tuple(ours), (theirs,), read, write)
+
+
+def by_head(ours: Sequence[str], theirs: str, *, heads: int) -> Rule:
+    """Several of ours, of equal size, in one of theirs: the rows of the first head from each, then of the second."""
+
+    def read(tensors: list[Tensor]) -> list[Tensor]:
+        apart = tensors[0].unflatten(0, (heads, len(ours), -1))  # (H, 3, E, ...)
+        return [apart[:, i].flatten(0, 1).contiguous() for i in range(len(ours))]
+
+    def write(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], dim=1).flatten(0, 2)]
+
+    return Rule(tuple(ours), (theirs,), read, write)
+
+
+def stacked(ours: str, theirs: Sequence[str]) -> Rule:
+    """Several of theirs, of equal shape, one after the other along a new first axis of one of ours."""
+
+    def read(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack(tensors)]
+
+    def write(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.contiguous() for tensor in tensors[0]]
+
+    return Rule((ours,), tuple(theirs), read, write)
 
 
 def reshaped(ours: str, theirs: str, *, here: Sequence[int], there: Sequence[int]) -> Rule:

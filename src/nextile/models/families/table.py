@@ -12,9 +12,30 @@ from pydantic import ValidationError
 
 from nextile.base.errors import NextileError
 from nextile.models.build import AnySpec
-from nextile.models.families import bert, gpt2, imagegpt, marian, qwen3, vit
+from nextile.models.families import (
+    bert,
+    gemma2,
+    gemma3,
+    gpt2,
+    imagegpt,
+    llama,
+    marian,
+    mistral,
+    mixtral,
+    neox,
+    olmo2,
+    qwen2,
+    qwen3,
+    vit,
+)
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (qwen3, gpt2, marian, bert, vit, imagegpt)}
+# In the order in which they are asked whether a spec is theirs: Mistral without a window is Llama.
+FAMILIES: dict[str, ModuleType] = {
+    family.MODEL_TYPE: family
+    for family in (
+        qwen3, gpt2, llama, mistral, qwen2, neox, olmo2, gemma2, gemma3, mixtral, marian, bert, vit, imagegpt,
+    )
+}  # fmt: skip
 
 
 def family_of(spec: AnySpec) -> str | None:
