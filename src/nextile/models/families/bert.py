@@ -17,8 +17,7 @@ SIZES = {
     "bert-large": {"depth": 24, "width": 1024, "heads": 16},
 }
 
-ENDS = {
-    "embed.norm": "bert.embeddings.LayerNorm",
+HEAD = {
     "head.dense": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
 }
@@ -34,14 +33,14 @@ BLOCK = {
 }
 
 
-def _names(depth: int) -> dict[str, str]:
+def _names(depth: int, root: str = "bert", head: Mapping[str, str] = HEAD) -> dict[str, str]:
     """Of all that has a weight and a bias: here, and there."""
     blocks = {
-        f"stack.blocks.{i}.{ours}": f"bert.encoder.layer.{i}.{theirs}"
+        f"stack.blocks.{i}.{ours}": f"{root}.encoder.layer.{i}.{theirs}"
         for i in range(depth)
         for ours, theirs in BLOCK.items()
     }
-    return ENDS | blocks
+    return {"embed.norm": f"{root}.embeddings.LayerNorm", **head, **blocks}
 
 
 def _first_names() -> dict[str, str]:
@@ -67,15 +66,19 @@ BESIDE = {
 
 def spec(
     *, vocab: int = 30_522, context: int = 512, width: int = 768, depth: int = 12, heads: int = 12,
-    hidden: int | None = None, activation: str = "gelu", eps: float = 1e-12, types: int = 2,
-    dropout: float = 0.0, attention_dropout: float = 0.0,
+    hidden: int | None = None, activation: str = "gelu", eps: float = 1e-12, types: int = 2, unused: int = 0,
+    head_activation: str | None = None, dropout: float = 0.0, attention_dropout: float = 0.0,
 ) -> specs.Transformer:  # fmt: skip
     """The shape of BERT; the defaults are the base model."""
     norm = specs.LayerNorm(eps=eps)
     return specs.Transformer(
         context=context,
         embed=specs.TokenEmbedding(
-            vocab=vocab, position=specs.Learned(length=context), norm=norm, dropout=dropout, types=types
+            vocab=vocab,
+            position=specs.Learned(length=context, unused=unused),
+            norm=norm,
+            dropout=dropout,
+            types=types,
         ),
         stack=specs.Stack(
             width=width,
@@ -86,12 +89,17 @@ def spec(
             norm_place="after",
             dropout=dropout,
         ),
-        head=specs.MaskedHead(activation=activation, norm=norm),  # type: ignore[arg-type]
+        head=specs.MaskedHead(activation=head_activation or activation, norm=norm),  # type: ignore[arg-type]
     )
 
 
 def from_config(config: Mapping[str, Any]) -> specs.Transformer:
     """The spec of a `config.json`."""
+    return spec(**sizes_here(config))
+
+
+def sizes_here(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` says, in our words. Errors: NextileError for a variant that the spec cannot say."""
     expect(
         config,
         is_decoder=False,
@@ -99,19 +107,19 @@ def from_config(config: Mapping[str, Any]) -> specs.Transformer:
         position_embedding_type="absolute",
         tie_word_embeddings=True,
     )
-    return spec(
-        vocab=config["vocab_size"],
-        context=config["max_position_embeddings"],
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        activation=activation_here(config.get("hidden_act", "gelu")),
-        eps=config.get("layer_norm_eps", 1e-12),
-        types=config.get("type_vocab_size", 2),
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-    )
+    return {
+        "vocab": config["vocab_size"],
+        "context": config["max_position_embeddings"],
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": config["intermediate_size"],
+        "activation": activation_here(config.get("hidden_act", "gelu")),
+        "eps": config.get("layer_norm_eps", 1e-12),
+        "types": config.get("type_vocab_size", 2),
+        "dropout": config.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+    }
 
 
 def to_config(model: specs.Transformer) -> dict[str, Any]:
@@ -137,11 +145,15 @@ def to_config(model: specs.Transformer) -> dict[str, Any]:
 
 def key_map(model: specs.Transformer) -> list[Rule]:
     """Every tensor as it is, under another name."""
+    return [*encoder_rules(model, "bert", HEAD), same("head.bias", "cls.predictions.bias")]
+
+
+def encoder_rules(model: specs.Transformer, root: str, head: Mapping[str, str]) -> list[Rule]:
+    """All but the bias of the head; root: what the encoder is called there."""
     rules = [
-        same("embed.token.weight", "bert.embeddings.word_embeddings.weight"),
-        same("embed.types.weight", "bert.embeddings.token_type_embeddings.weight"),
-        same("embed.position.weight", "bert.embeddings.position_embeddings.weight"),
-        same("head.bias", "cls.predictions.bias"),
+        same("embed.token.weight", f"{root}.embeddings.word_embeddings.weight"),
+        same("embed.types.weight", f"{root}.embeddings.token_type_embeddings.weight"),
+        same("embed.position.weight", f"{root}.embeddings.position_embeddings.weight"),
     ]
-    names = _names(model.stack.depth)
+    names = _names(model.stack.depth, root, head)
     return rules + [same(f"{a}.{part}", f"{b}.{part}") for a, b in names.items() for part in ("weight", "bias")]

@@ -84,14 +84,17 @@ def by_head(ours: Sequence[str], theirs: str, *, heads: int) -> Rule:
     return Rule(tuple(ours), (theirs,), read, write)
 
 
-def stacked(ours: str, theirs: Sequence[str]) -> Rule:
-    """Several of theirs, of equal shape, one after the other along a new first axis of one of ours."""
+def stacked(ours: str, theirs: Sequence[str], *, there: Sequence[int] = ()) -> Rule:
+    """Several of theirs, of equal shape, one after the other along a new first axis of one of ours.
+
+    there: that shape, where it has axes of one number that ours has not.
+    """
 
     def read(tensors: list[Tensor]) -> list[Tensor]:
-        return [torch.stack(tensors)]
+        return [torch.stack([tensor.flatten() if there else tensor for tensor in tensors])]
 
     def write(tensors: list[Tensor]) -> list[Tensor]:
-        return [tensor.contiguous() for tensor in tensors[0]]
+        return [tensor.reshape(there).clone() if there else tensor.contiguous() for tensor in tensors[0]]
 
     return Rule((ours,), tuple(theirs), read, write)
 

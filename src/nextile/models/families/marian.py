@@ -69,20 +69,8 @@ def _decoder(encoder: specs.Stack, depth: int, heads: int, hidden: int) -> specs
 
 def from_config(config: Mapping[str, Any]) -> specs.EncoderDecoder:
     """The spec of a `config.json`."""
-    expect(
-        config,
-        is_encoder_decoder=True,
-        share_encoder_decoder_embeddings=True,
-        tie_word_embeddings=True,
-        normalize_embedding=False,
-        normalize_before=False,
-        add_final_layer_norm=False,
-        static_position_embeddings=True,
-        activation_dropout=0.0,
-        encoder_layerdrop=0.0,
-        decoder_layerdrop=0.0,
-        decoder_vocab_size=config["vocab_size"],
-    )
+    expect_this_shape(config)
+    expect(config, normalize_embedding=False, static_position_embeddings=True)
     model = spec(
         vocab=config["vocab_size"],
         context=config["max_position_embeddings"],
@@ -96,6 +84,27 @@ def from_config(config: Mapping[str, Any]) -> specs.EncoderDecoder:
         start=config["decoder_start_token_id"],
         scaled=config.get("scale_embedding", False),
     )
+    return with_decoder(model, config)
+
+
+def expect_this_shape(config: Mapping[str, Any]) -> None:
+    """Refuse what neither Marian nor BART may be here."""
+    expect(
+        config,
+        is_encoder_decoder=True,
+        share_encoder_decoder_embeddings=True,
+        tie_word_embeddings=True,
+        normalize_before=False,
+        add_final_layer_norm=False,
+        activation_dropout=0.0,
+        encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0,
+        decoder_vocab_size=config["vocab_size"],
+    )
+
+
+def with_decoder(model: specs.EncoderDecoder, config: Mapping[str, Any]) -> specs.EncoderDecoder:
+    """The model with a decoder of its own sizes."""
     sizes = (config["decoder_layers"], config["decoder_attention_heads"], config["decoder_ffn_dim"])
     return model.model_copy(update={"decoder": _decoder(model.encoder, *sizes)})
 
@@ -130,11 +139,12 @@ def key_map(model: specs.EncoderDecoder) -> list[Rule]:
     rules = [same("source.token.weight", "model.shared.weight"), one_row("head.bias", "final_logits_bias")]
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         for i in range(stack.depth):
-            rules += _block(f"{side}.blocks.{i}", f"model.{side}.layers.{i}", stack)
+            rules += block_rules(f"{side}.blocks.{i}", f"model.{side}.layers.{i}", stack)
     return rules
 
 
-def _block(ours: str, theirs: str, stack: specs.Stack) -> list[Rule]:
+def block_rules(ours: str, theirs: str, stack: specs.Stack) -> list[Rule]:
+    """Those of a block, which BART calls the same."""
     parts = {"self_attention": "self_attn", **({"cross_attention": "encoder_attn"} if stack.cross else {})}
     names = {"feed_forward.norm": "final_layer_norm", "feed_forward.inner.up": "fc1", "feed_forward.inner.down": "fc2"}
     for part, name in parts.items():

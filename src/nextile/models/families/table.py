@@ -1,7 +1,7 @@
 """The families by name, and which of them a spec or a configuration belongs to.
 
 A family's BESIDE names what a file may hold beside the key map: copies of a tensor that is tied, other names of one,
-and, with None, what is computed here or not needed.
+and, with None, what is computed here or not needed. LEFT_OUT names those that a writer may leave out as copies.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from nextile.base.errors import NextileError
 from nextile.models.build import AnySpec
 from nextile.models.families import (
+    bart,
     bert,
+    deit,
     gemma2,
     gemma3,
     gpt2,
@@ -26,6 +28,8 @@ from nextile.models.families import (
     olmo2,
     qwen2,
     qwen3,
+    roberta,
+    t5,
     vit,
 )
 
@@ -33,7 +37,8 @@ from nextile.models.families import (
 FAMILIES: dict[str, ModuleType] = {
     family.MODEL_TYPE: family
     for family in (
-        qwen3, gpt2, llama, mistral, qwen2, neox, olmo2, gemma2, gemma3, mixtral, marian, bert, vit, imagegpt,
+        qwen3, gpt2, llama, mistral, qwen2, neox, olmo2, gemma2, gemma3, mixtral, marian, bart, t5, bert, roberta, vit,
+        deit, imagegpt,
     )
 }  # fmt: skip
 

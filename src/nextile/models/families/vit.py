@@ -37,12 +37,19 @@ BLOCK = {
     "feed_forward.inner.down": ("output.dense", "mlp.fc2"),
 }  # a block's parts: here, in a file of transformers, and in its memory, which some write as it is
 
-BESIDE = {
-    f"vit.layers.{i}.{memory}.{part}": f"vit.encoder.layer.{i}.{file}.{part}"
-    for i in range(48)  # the deepest that was published
-    for file, memory in BLOCK.values()
-    for part in ("weight", "bias")
-}
+
+
+def copies(root: str) -> dict[str, str]:
+    """Other names of the blocks' tensors."""
+    return {
+        f"{root}.layers.{i}.{memory}.{part}": f"{root}.encoder.layer.{i}.{file}.{part}"
+        for i in range(48)  # the deepest that was published
+        for file, memory in BLOCK.values()
+        for part in ("weight", "bias")
+    }
+
+
+BESIDE = copies("vit")
 
 
 def spec(
@@ -68,22 +75,27 @@ def spec(
 
 def from_config(config: Mapping[str, Any]) -> specs.VisionTransformer:
     """The spec of a `config.json`."""
+    return spec(**sizes_here(config))
+
+
+def sizes_here(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` says, in our words. Errors: NextileError for a variant that the spec cannot say."""
     expect(config, qkv_bias=True)
-    return spec(
-        classes=classes_here(config),
-        image=_side(config, "image_size", 224),
-        channels=config.get("num_channels", 3),
-        patch=_side(config, "patch_size", 16),
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        activation=activation_here(config.get("hidden_act", "gelu")),
-        eps=config.get("layer_norm_eps", 1e-12),
-        dropout=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
-        stochastic_depth=config.get("nextile_stochastic_depth", 0.0),
-    )
+    return {
+        "classes": classes_here(config),
+        "image": _side(config, "image_size", 224),
+        "channels": config.get("num_channels", 3),
+        "patch": _side(config, "patch_size", 16),
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": config["intermediate_size"],
+        "activation": activation_here(config.get("hidden_act", "gelu")),
+        "eps": config.get("layer_norm_eps", 1e-12),
+        "dropout": config.get("hidden_dropout_prob", 0.0),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.0),
+        "stochastic_depth": config.get("nextile_stochastic_depth", 0.0),
+    }
 
 
 def _side(config: Mapping[str, Any], field: str, default: int) -> int:
@@ -119,27 +131,34 @@ def to_config(model: specs.VisionTransformer) -> dict[str, Any]:
 
 
 def key_map(model: specs.VisionTransformer) -> list[Rule]:
-    """Its patches are a convolution, its summary and its places have an axis for the batch."""
+    """Its summary has an axis for the batch."""
+    width = model.stack.width
+    rules = [reshaped("embed.summary", "vit.embeddings.cls_token", here=(1, width), there=(1, 1, width))]
+    rules += [same(f"head.{part}", f"classifier.{part}") for part in ("weight", "bias")]
+    return rules + body_rules(model, "vit")
+
+
+def body_rules(model: specs.VisionTransformer, root: str) -> list[Rule]:
+    """All but summary and head: the patches are a convolution, the places have an axis for the batch."""
     embed, width = model.embed, model.stack.width
     assert isinstance(embed, specs.PatchEmbedding)
     patch = (embed.channels, embed.patch, embed.patch)
     rules = [
-        reshaped("embed.summary", "vit.embeddings.cls_token", here=(1, width), there=(1, 1, width)),
         reshaped(
             "embed.position.weight",
-            "vit.embeddings.position_embeddings",
+            f"{root}.embeddings.position_embeddings",
             here=(model.context, width),
             there=(1, model.context, width),
         ),
         reshaped(
             "embed.project.weight",
-            "vit.embeddings.patch_embeddings.projection.weight",
+            f"{root}.embeddings.patch_embeddings.projection.weight",
             here=(width, embed.channels * embed.patch**2),
             there=(width, *patch),
         ),
-        same("embed.project.bias", "vit.embeddings.patch_embeddings.projection.bias"),
+        same("embed.project.bias", f"{root}.embeddings.patch_embeddings.projection.bias"),
     ]
-    names = {"stack.norm": "vit.layernorm", "head": "classifier"}
+    names = {"stack.norm": f"{root}.layernorm"}
     for i in range(model.stack.depth):
-        names |= {f"stack.blocks.{i}.{ours}": f"vit.encoder.layer.{i}.{file}" for ours, (file, _) in BLOCK.items()}
+        names |= {f"stack.blocks.{i}.{ours}": f"{root}.encoder.layer.{i}.{file}" for ours, (file, _) in BLOCK.items()}
     return rules + [same(f"{a}.{part}", f"{b}.{part}") for a, b in names.items() for part in ("weight", "bias")]
