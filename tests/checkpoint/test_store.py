@@ -206,7 +206,7 @@ def test_no_model_folder(tmp_path):
     with pytest.raises(NextileError, match=r"is not a model folder: it has no config\.json"):
         load(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(NextileError, match="is not a folder"):
+    with pytest.raises(NextileError, match="is no checkpoint"):
         load(tmp_path / "file")
 
 

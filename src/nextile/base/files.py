@@ -8,8 +8,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from nextile.base.errors import NextileError
@@ -33,12 +35,23 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     Missing parent folders are made; text is written as UTF-8; a symlink is written through.
     Errors: NextileError when the disk is full or the place cannot be written; no temporary stays behind.
     """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a sibling to be written, which becomes `path` when the body ends without an error.
+
+    For what is too large to be held whole, or is written by a library; errors as in `atomic_folder`.
+    """
     path = Path(os.path.realpath(path))
     temporary = _temporary(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_through(temporary, data.encode() if isinstance(data, str) else data)
+            yield temporary
+            _fsync(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -78,13 +91,6 @@ def remove_leftovers(folder: str | Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _fsync(path: Path) -> None:
@@ -164,10 +170,14 @@ def _explained(path: Path) -> Iterator[None]:
 def inside(folder: str | Path, name: str) -> Path:
     """The regular file `name` of a folder, where the name comes from a file that somebody else wrote.
 
-    Errors: NextileError for an absolute name, a name with "..", a link out of the folder, a missing or special file.
+    A link is followed where it leads to a place in the folder; in the Hugging Face cache, whose folders are links, to a
+    place in the model's own entry. A link out would make a program read, and perhaps save and publish, what whoever
+    packed the folder could not read: the keys and the texts of whoever unpacked it.
+    Errors: NextileError for an absolute name, a name with ".." or control characters, a link out of the folder, a
+    missing or special file.
     """
     folder = Path(folder)
-    if not name or "\0" in name or _is_absolute(name) or ".." in re.split(r"[/\\]", name):
+    if not name or not name.isprintable() or _is_absolute(name) or ".." in re.split(r"[/\\]", name):
         raise NextileError(f"{name!r} in '{folder}' is not the name of a file in that folder: get a sound copy of it")
     path = folder / name
     if not path.resolve().is_relative_to(_boundary(folder)):
@@ -176,6 +186,17 @@ def inside(folder: str | Path, name: str) -> Path:
         state = "is not a regular file" if path.exists() else "is missing"
         raise NextileError(f"'{path}' {state}: get a complete copy of '{folder}'")
     return path
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """The file open for reading. Errors: OSError for a folder, a pipe or a device, on none of which it waits."""
+    # O_NONBLOCK: a pipe may have come to the path after somebody looked. O_BINARY is Windows'.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(descriptor, "rb")
 
 
 def _is_absolute(name: str) -> bool:

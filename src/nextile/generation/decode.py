@@ -21,6 +21,7 @@ from nextile.base.errors import NextileError, UsageError
 from nextile.generation.sample import Sampling, next_token, random_stream
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.nn.cache import Cache, Memory
+from nextile.nn.linear import lay_in_rows
 from nextile.training.graph import one_graph
 
 Reason = Literal["end", "stop", "length"]
@@ -144,6 +145,7 @@ class CompiledReader:
     def __init__(self, model: LanguageModel, capacity: int, batch: int):
         self.model, self.device = model, next(model.parameters()).device
         self.cache = model.new_cache(batch, capacity, static=True)
+        lay_in_rows(model.parameters())
         self.step = _compiled_step(model, batch, capacity)
         self.ids = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
         self.rows = torch.arange(batch, device=self.device)  # those that go on

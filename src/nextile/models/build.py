@@ -32,12 +32,13 @@ def depth(spec: AnySpec) -> int:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Where numbers would be drawn nothing is: to draw none, on the meta device, torch imports its compiler."""
+    """Passes over `torch.nn.init`: the meta device has nothing to fill, and torch imports a compiler to draw that."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def skeleton(spec: AnySpec) -> AnyModel:

@@ -1,5 +1,7 @@
 """y = x Wᵀ + b, with a form of its own for the single row of a decoding step."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
+
+
+def lay_in_rows(weights: Iterable[nn.Parameter]) -> None:
+    """Lay the numbers of each weight out row by row, in place, as `linear` reads a single row's fastest.
+
+    A checkpoint's transposed matrices are loaded without moving them; the values are the same either way.
+    """
+    for weight in weights:
+        weight.data = weight.data.contiguous()
 
 
 class Linear(nn.Linear):

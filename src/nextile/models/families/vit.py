@@ -38,7 +38,6 @@ BLOCK = {
 }  # a block's parts: here, in a file of transformers, and in its memory, which some write as it is
 
 
-
 def copies(root: str) -> dict[str, str]:
     """Other names of the blocks' tensors."""
     return {
