@@ -8,10 +8,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from nextile.base.errors import UsageError
-from nextile.text.bytelevel import CHARACTER, utf8
+from nextile.text.bytelevel import utf8
+from nextile.text.legacy import BYTE_SPECIALS, byte_core
 from nextile.text.tokenizer import EACH_CHARACTER, EACH_WORD, END, UNKNOWN, Tokenizer, assemble
-
-_BYTE_SPECIALS = ("<pad>", "</s>", "<unk>")
 
 
 def train_characters(texts: Iterable[str]) -> Tokenizer:
@@ -41,12 +40,7 @@ def byte_tokenizer() -> Tokenizer:
 
     Its tokenizer.json is byte-level BPE that has learned no merge.
     """
-    tokens = (*_BYTE_SPECIALS, *(CHARACTER[byte] for byte in range(256)))
-    core = tokenizers.Tokenizer(models.BPE(vocab=_numbered(tokens), merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    pad, end, unknown = _BYTE_SPECIALS
-    return assemble(core, pad_token=pad, eos_token=end, unk_token=unknown)
+    return assemble(byte_core(), **BYTE_SPECIALS)
 
 
 def _whole_words(tokens: Iterable[str], pattern: str) -> Tokenizer:

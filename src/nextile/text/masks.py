@@ -20,7 +20,10 @@ def for_masks(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with a mask token, "[MASK]"; one that has one of its own is returned as it is."""
     if tokenizer.mask_id is not None:
         return tokenizer
-    return Tokenizer(_with_specials(tokenizer, MASK), {**tokenizer.config, "mask_token": MASK})
+    return Tokenizer(
+        _with_specials(tokenizer, MASK),
+        {**tokenizer.config, "chat_template": tokenizer.chat_template, "mask_token": MASK},
+    )
 
 
 def for_spans(tokenizer: Tokenizer) -> Tokenizer:

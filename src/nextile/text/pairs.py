@@ -23,7 +23,7 @@ def for_pairs(tokenizer: Tokenizer) -> Tokenizer:
     core.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.end_id)]
     )
-    return Tokenizer(core, {**tokenizer.config, "pad_token": PAD})
+    return Tokenizer(core, {**tokenizer.config, "chat_template": tokenizer.chat_template, "pad_token": PAD})
 
 
 def start_of(tokenizer: Tokenizer) -> int:

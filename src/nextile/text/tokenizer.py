@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 import tokenizers
 
 from nextile.base.errors import NextileError
-from nextile.base.files import atomic_write
-from nextile.text import bulk
+from nextile.base.files import atomic_write, inside, open_regular
+from nextile.text import bulk, legacy
 from nextile.text.bytelevel import BYTE, raw, utf8
 
 Kind = Literal["char", "word", "lexicon", "byte", "bpe", "other"]
@@ -27,6 +28,9 @@ EACH_WORD = r"\w+|\s+|[^\w\s]"  # a word, a run of white space, a sign
 LOWER_WORD = r"\w(?:[\w']*\w)?"  # a word of lower-cased text; what stands between is no token
 
 _FILE, _CONFIG, _MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_TEMPLATE = "chat_template.jinja"
+_LONGEST = 2**27  # bytes; tokenizer.json of a vocabulary of 260,000 has a quarter of that
+_LONGEST_TEMPLATE = 2**20  # bytes; the longest in use have some 20,000
 _MOST = 2**24  # ids: libraries make tables as long as the highest, and a hostile file would have them fill the memory
 _CHUNK = 4 * 2**20  # bytes of text encoded at a time: enough to keep all cores busy, little to hold
 
@@ -62,7 +66,7 @@ class Tokenizer:
     core: the wrapped tokenizer.  kind: what a token is; "other" for those that we do not train.
     vocab_size: the highest id + 1.  special_ids: the tokens that no text encodes to.
     end_id: the end of a text.  begin_id, pad_id, unknown_id, mask_id: None where there is no such token; the last
-    stands for a token that is hidden.
+    stands for a token that is hidden.  chat_template: how conversations are written (chat.py), None where unknown.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -71,6 +75,7 @@ class Tokenizer:
         core.encode_special_tokens = True  # the *text* "<|endoftext|>" is text
         self.core = core
         self._config = dict(config)
+        self.chat_template: str | None = _default_template(self._config.pop("chat_template", None))
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         ids = {role: self._find(names) for role, names in _ROLES.items()}
         self.end_id: int = self._usual_end() if ids["end"] is None else ids["end"]
@@ -143,20 +148,28 @@ class Tokenizer:
     # --- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
         atomic_write(Path(folder, _FILE), self.core.to_str(pretty=True))
         config = json.dumps(self._config, ensure_ascii=False, indent=2, sort_keys=True)
         atomic_write(Path(folder, _CONFIG), config + "\n")
+        if self.chat_template is None:
+            Path(folder, _TEMPLATE).unlink(missing_ok=True)  # that of another, which stood here
+        else:
+            atomic_write(Path(folder, _TEMPLATE), self.chat_template)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a model folder, ours or Hugging Face's.
+        """The tokenizer of a model folder, ours or Hugging Face's; without a tokenizer.json from what else is there.
 
         Errors: NextileError where a file is missing or broken, or no token ends a text.
         """
         folder = Path(folder)
         try:
-            return cls(_read_core(folder / _FILE), _read_json(folder / _MAP) | _read_json(folder / _CONFIG))
+            config = _read_json(folder / _MAP) | _read_json(folder / _CONFIG) | _read_template(folder)
+            if not (folder / _FILE).exists() and (found := legacy.read(folder, config)):
+                _check_ids(found[0])
+                return cls(*found)
+            return cls(_read_core(folder / _FILE), config)
         except _Unusable as error:
             raise NextileError(f"the tokenizer in {str(folder)!r} cannot be used: {error}") from None
 
@@ -223,6 +236,20 @@ def _is_lexicon(spec: dict[str, Any], model: dict[str, Any], splitter: dict[str,
     )
 
 
+def _default_template(value: Any) -> str | None:
+    """The chat template of a config: a text, or the one called default in a list of {"name", "template"}."""
+    if isinstance(value, list):
+        found = [each.get("template") for each in value if isinstance(each, dict) and each.get("name") == "default"]
+        value = found[0] if found else value
+    if not isinstance(value, str | None):
+        raise _Unusable(f"its chat_template is no text and has none named default; write one as {_TEMPLATE}")
+    if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
+        raise _Unusable("its chat template is not Unicode, it has a lone surrogate; fetch it again")
+    if value is not None and len(value.encode()) > _LONGEST_TEMPLATE:
+        raise _Unusable(f"its chat template is longer than {_LONGEST_TEMPLATE:,} bytes; write a shorter one")
+    return value
+
+
 def assemble(core: tokenizers.Tokenizer, **specials: str) -> Tokenizer:
     """A Tokenizer of ours around `core`, with the config that makes transformers load it as it is."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -253,7 +280,7 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise _Unusable(f"there is no {_FILE}; is it a model folder?")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text_of(path)
         _check_merges(json.loads(text))
         core = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
@@ -286,17 +313,44 @@ def _check_merges(spec: Any) -> None:
             raise ValueError(f"the merge of {left!r} and {right!r} makes no token")
 
 
+def _text_of(path: Path) -> str:
+    """A file of the folder. Errors: NextileError for a link out of it, OSError for a pipe, ValueError for its size."""
+    with open_regular(inside(path.parent, path.name)) as file:
+        data = file.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise ValueError(f"it is larger than {_LONGEST >> 20} MiB")
+    return data.decode()
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """An optional JSON object; empty where the file is absent."""
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_text_of(path))
     except (OSError, ValueError, RecursionError) as error:
         raise _Unusable(f"{path.name} is broken ({_first_line(error)}); fetch or save it again") from None
     if not isinstance(content, dict):
         raise _Unusable(f"{path.name} holds no JSON object; fetch or save it again")
     return {key: value for key, value in content.items() if value is not None}
+
+
+def _read_template(folder: Path) -> dict[str, str]:
+    """The chat template that has a file of its own, as tokenizer_config.json would have it; nothing where it is absent.
+
+    Errors: NextileError where it is no regular file of the folder.
+    """
+    path = folder / _TEMPLATE
+    if not path.exists() and not path.is_symlink():
+        return {}
+    with open_regular(inside(folder, _TEMPLATE)) as file:
+        data = file.read(_LONGEST_TEMPLATE + 1)
+    if len(data) > _LONGEST_TEMPLATE:
+        raise _Unusable(f"{_TEMPLATE} is longer than {_LONGEST_TEMPLATE:,} bytes; write a shorter one")
+    try:
+        return {"chat_template": data.decode()}
+    except UnicodeDecodeError as error:
+        raise _Unusable(f"{_TEMPLATE} is not UTF-8 text (byte {error.start}); fetch or save it again") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -320,6 +374,9 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
 class _TextStream:
     """Decoders that look at the neighbours (WordPiece, SentencePiece): decode all, let out what is new and whole."""
 
@@ -330,7 +387,15 @@ class _TextStream:
 
     def push(self, index: int) -> str:
         self._ids.append(index)
+        if self._is_open(index):
+            return ""
         return self._release(self._tokenizer.decode(self._ids).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    def _is_open(self, index: int) -> bool:
+        """Whether what comes next may change the text so far: bytes of SentencePiece are judged as a whole run, which
+        special tokens do not end."""
+        token = self._tokenizer.core.id_to_token(index)
+        return token is None or index in self._tokenizer.special_ids or _BYTE_PIECE.fullmatch(token) is not None
 
     def flush(self) -> str:
         return self._release(self._tokenizer.decode(self._ids))
