@@ -1,0 +1,228 @@
+"""Weight-only quantization: the matrices of the blocks in 8 or 4 bits, read back to numbers where they are used.
+
+Shapes: O outputs, I inputs, G groups of N inputs each.
+Embeddings, heads and norms stay as they are, and so do experts, whose matrices are stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextile.base.config import Settings
+from nextile.base.errors import NextileError
+
+Unpack = Callable[..., Tensor]
+
+CHUNK = 1 << 18  # numbers that are searched at once: few enough to stay in the cache
+STARTS = (1.0, 0.92, 0.84)  # shares of a group's range from which the search for its grid begins
+REFITS = 4
+
+
+class Int8(Settings):
+    """One scale a row, symmetric, rounded to nearest: of a row's largest number no other is off by over 1/254."""
+
+    type: Literal["int8"] = "int8"
+
+
+class Int4(Settings):
+    """Sixteen evenly spaced values for each group of a row, of the least square error that a short search finds.
+
+    A group costs two bfloat16 beside its codes: 5 bits a weight in groups of 32, 4.5 in groups of 64.
+    """
+
+    type: Literal["int4"] = "int4"
+    group: Literal[32, 64, 128] = 32
+
+
+Quantization = Annotated[Int8 | Int4, Field(discriminator="type")]
+
+
+# --- numbers to codes and back --------------------------------------------------------------------------------------
+
+
+def pack8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(O, I) -> codes (O, I), int8, and scale (O, 1), float32."""
+    wide = weight.float()
+    scale = wide.abs().amax(1, keepdim=True) / 127
+    return (wide / _nonzero(scale)).round().to(torch.int8), scale
+
+
+def unpack8(codes: Tensor, scale: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """What `pack8` took, (O, I)."""
+    return (codes * scale).to(dtype)
+
+
+def pack4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(O, I) -> codes (O, G, N / 2), two a byte, scale and offset (O, G, 1), bfloat16; a last group may be filled up.
+
+    No group's mean square error is above that of the grid from its least number to its largest.
+    """
+    outputs, inputs = weight.shape
+    filling = weight[:, -1:].expand(-1, -inputs % group)  # of a number that is there, so that no range grows
+    groups = torch.cat((weight, filling), 1).float().reshape(-1, group)  # (O * G, N)
+    found = [_best_grid(some) for some in groups.split(max(1, CHUNK // group))]
+    codes, scale, offset = (
+        torch.cat(parts).reshape(outputs, -1, parts[0].shape[1]) for parts in zip(*found, strict=True)
+    )
+    return codes, scale, offset
+
+
+def unpack4(codes: Tensor, scale: Tensor, offset: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """What `pack4` took, (O, I)."""
+    apart = torch.cat((codes & 15, codes >> 4), -1)  # (O, G, N): the first half of a group lies in the low bits
+    wide = torch.promote_types(scale.dtype, torch.float32)
+    return (apart.to(wide) * scale.to(wide) + offset.to(wide)).flatten(1)[:, :inputs].to(dtype)
+
+
+def _best_grid(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, N) -> codes (M, N / 2), scale and offset (M, 1): of several grids the one that is nearest to each group."""
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    middle, half = (low + high) / 2, (high - low) / 2
+    best = _rounded(groups, half / 7.5, low)
+    for start in STARTS:
+        scale, offset = half * start / 7.5, middle - half * start
+        for _ in range(REFITS):
+            tried = _rounded(groups, scale, offset)
+            better = tried[0] < best[0]  # (M, 1)
+            best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))
+            scale, offset = _line(groups, *tried[1:])
+    _, codes, scale, offset = best
+    first, second = codes.to(torch.uint8).chunk(2, dim=1)
+    return first | (second << 4), scale, offset
+
+
+def _rounded(groups: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The square error (M, 1) and the codes (M, N) on a grid as it is stored, and that grid."""
+    scale, offset = scale.bfloat16(), offset.bfloat16()
+    wide, start = scale.float(), offset.float()
+    codes = ((groups - start) / _nonzero(wide)).round().clamp(0, 15)
+    error = (codes * wide + start - groups).square().sum(1, keepdim=True)
+    return error, codes, scale, offset
+
+
+def _line(groups: Tensor, codes: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """The grid of the least square error for these codes, (M, 1) each: a line through N points, if they are on one."""
+    mean, centre = groups.mean(1, keepdim=True), codes.mean(1, keepdim=True)
+    spread = codes - centre
+    variance = spread.square().sum(1, keepdim=True)
+    slope = (spread * groups).sum(1, keepdim=True) / _nonzero(variance)
+    start = mean - slope * centre
+    return torch.where(variance == 0, scale.float(), slope), torch.where(variance == 0, offset.float(), start)
+
+
+def _nonzero(divisor: Tensor) -> Tensor:
+    return torch.where(divisor == 0, 1.0, divisor)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+class Product(torch.autograd.Function):
+    """x Wᵀ of a packed W. The backward unpacks W again: kept from the forward it would cost what packing saves."""
+
+    @staticmethod
+    def forward(x: Tensor, unpack: Unpack, inputs: int, *packed: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        return F.linear(x, unpack(*packed, inputs, x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """What the backward needs."""
+        x, ctx.unpack, ctx.inputs, *packed = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(*packed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """(..., O) -> (..., I); what is packed gets no gradient."""
+        packed = ctx.saved_tensors
+        weight = ctx.unpack(*packed, ctx.inputs, gradients[0].dtype)
+        return ((gradients[0] @ weight).to(ctx.dtype), None, None, *[None] * len(packed))
+
+
+class QuantizedLinear(nn.Module):
+    """y = x Wᵀ + b of a packed W, which lies in buffers; how it is packed differs by subclass."""
+
+    unpack: ClassVar[Unpack]
+    names: ClassVar[tuple[str, ...]]  # of the buffers, in the order that `unpack` takes
+
+    def __init__(self, linear: nn.Linear, packed: tuple[Tensor, ...]):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        for name, tensor in zip(self.names, packed, strict=True):
+            self.register_buffer(name, tensor)
+        self.bias = linear.bias
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix in numbers, (O, I)."""
+        return type(self).unpack(*self._packed(), self.in_features, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O), in x's dtype."""
+        y = Product.apply(x, type(self).unpack, self.in_features, *self._packed())
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _packed(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.names]
+
+
+class Int8Linear(QuantizedLinear):
+    """`Int8`."""
+
+    unpack, names = staticmethod(unpack8), ("codes", "scale")
+
+    def __init__(self, linear: nn.Linear, kind: Int8):
+        super().__init__(linear, pack8(linear.weight.detach()))
+
+
+class Int4Linear(QuantizedLinear):
+    """`Int4`."""
+
+    unpack, names = staticmethod(unpack4), ("codes", "scale", "offset")
+
+    def __init__(self, linear: nn.Linear, kind: Int4):
+        super().__init__(linear, pack4(linear.weight.detach(), kind.group))
+
+
+MODULES = {Int8: Int8Linear, Int4: Int4Linear}
+LEFT_OUT = {"adapters", "router"}  # parts of a path
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Those to pack, by path."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    places = {path: set(path.split(".")) for path in found}
+    return {path: found[path] for path, parts in places.items() if "blocks" in parts and not parts & LEFT_OUT}
+
+
+def quantize(model: nn.Module, kind: Int8 | Int4) -> list[str]:
+    """Pack the linear layers of the blocks in place, adapters and what chooses experts left out; their paths.
+
+    A model without memory for its numbers (the meta device) becomes one that a quantized model's state fits.
+    Errors: NextileError for a model without such layers, and for weights that are not finite.
+    """
+    found = _linear_layers(model)
+    if not found:
+        raise NextileError("no linear layer of a block is left to quantize: quantize a model once, one that has blocks")
+    for path, linear in found.items():
+        if not linear.weight.is_meta and not linear.weight.isfinite().all():
+            raise NextileError(f"{path} holds numbers that are not finite: quantize a sound model")
+    for path, linear in found.items():
+        replace(model, path, MODULES[type(kind)](linear, kind))
+    return list(found)
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module where another was, in its mode."""
+    parent, _, leaf = path.rpartition(".")
+    module.train(model.get_submodule(path).training)
+    setattr(model.get_submodule(parent), leaf, module)

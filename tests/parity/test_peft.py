@@ -1,0 +1,281 @@
+"""Adapters against PEFT: what it writes is computed here, what is written here is computed there, both train alike."""
+
+import json
+import warnings
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from nextile.base.errors import NextileError
+from nextile.checkpoint import convert
+from nextile.checkpoint.adapters import attach, carriers, save_adapter
+from nextile.checkpoint.store import load_model
+from nextile.checkpoint.weights import load_tensors
+from nextile.models.build import build
+from nextile.models.families import vit
+from nextile.models.families.table import FAMILIES, family_named
+from nextile.nn.lora import Adapter, Lora, adaptable, adapters_of, add_lora, merge, use_adapter
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+SMALL = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 0}
+DECODER = {
+    **SMALL, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+BASES = {
+    "gpt2": transformers.GPT2Config(
+        **SMALL, n_layer=2, n_embd=32, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
+    "qwen3": transformers.Qwen3Config(**DECODER, head_dim=8, tie_word_embeddings=True),
+    "gpt_neox": transformers.GPTNeoXConfig(**{**DECODER, "num_key_value_heads": 4}, tie_word_embeddings=True),
+}  # fmt: skip
+TARGETS = {
+    "gpt2": ["c_attn", "mlp.c_proj"],
+    "qwen3": ["q_proj", "v_proj", "down_proj"],
+    "gpt_neox": ["query_key_value", "dense"],
+}
+
+
+def made(name):
+    """The base there and here with the same random numbers, float32."""
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(BASES[name]).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.2)
+    family = family_named({"model_type": name})
+    spec = family.from_config(BASES[name].to_dict())
+    rules = family.key_map(spec)
+    wanted = {key for rule in rules for key in rule.theirs}
+    ours = build(spec)
+    state = {key: value for key, value in theirs.state_dict().items() if key in wanted}
+    ours.load_state_dict(convert.read(rules, state))
+    return theirs, ours.eval()
+
+
+def adapted(theirs, name, **settings):
+    """A base of PEFT's with random numbers in both factors."""
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[name], "task_type": "CAUSAL_LM"} | settings
+    model = peft.get_peft_model(theirs, peft.LoraConfig(**settings)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                parameter.normal_(0, 0.2)
+    return model
+
+
+@pytest.fixture(params=BASES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def pair(name, tmp_path):
+    """PEFT's model, our base, and the folder that PEFT wrote."""
+    theirs, ours = made(name)
+    model = adapted(theirs, name)
+    model.save_pretrained(tmp_path / "theirs")
+    return model, ours, tmp_path / "theirs"
+
+
+def ids(rows=2, length=24, seed=2):
+    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def difference(ours, theirs):
+    return (ours(ids()) - theirs(ids()).logits).abs().max().item()
+
+
+def numbers(folder):
+    return load_tensors(folder / "adapter_model.safetensors")
+
+
+def test_what_peft_wrote_gives_its_logits(pair):
+    theirs, ours, folder = pair
+    assert difference(ours, theirs) > 1e-3  # control: without the adapter they differ
+    attach(ours, folder)
+    assert difference(ours, theirs) <= 1e-5
+
+
+@torch.no_grad()
+def test_control_one_wrong_number_is_seen(pair):
+    theirs, ours, folder = pair
+    attach(ours, folder)
+    next(iter(adapters_of(ours).values())).up.weight[0, 0] += 0.1
+    assert difference(ours, theirs) > 1e-5
+
+
+def test_merged_here_and_there_it_is_the_same(pair):
+    theirs, ours, folder = pair
+    attach(ours, folder)
+    merge(ours)
+    merged = theirs.merge_and_unload()
+    assert difference(ours, merged) <= 1e-5
+    family = family_named({"model_type": theirs.config.model_type})
+    for key, value in convert.write(family.key_map(ours.spec), dict(ours.named_parameters())).items():
+        torch.testing.assert_close(value, merged.state_dict()[key], rtol=0, atol=1e-6)
+
+
+def test_from_peft_through_here_every_number_and_setting_is_the_same(pair, tmp_path):
+    _, ours, folder = pair
+    attach(ours, folder)
+    save_adapter(tmp_path / "ours", ours, "the/base")
+    before, after = numbers(folder), numbers(tmp_path / "ours")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    there, here = (json.loads((each / "adapter_config.json").read_text()) for each in (folder, tmp_path / "ours"))
+    assert here["base_model_name_or_path"] == "the/base"
+    said = {"base_model_name_or_path", "target_modules"}
+    assert {key: there[key] for key in here if key not in said} == {key: here[key] for key in here if key not in said}
+
+
+def written_here(ours, folder, theirs, spec):
+    """Our adapter, in PEFT's hands."""
+    add_lora(ours, spec, seed=5)
+    with torch.no_grad():
+        for number, adapter in enumerate(adapters_of(ours).values()):
+            adapter.up.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(number))
+    save_adapter(folder, ours, "base")
+    return peft.PeftModel.from_pretrained(theirs, folder).eval()
+
+
+@pytest.mark.parametrize("targets", [(), ("query", "value"), ("*.blocks.1.*.up", "key"), ("*.blocks.0.*",)])
+def test_what_is_written_here_gives_the_same_in_peft(name, tmp_path, targets):
+    theirs, ours = made(name)
+    model = written_here(ours, tmp_path, theirs, Lora(rank=3, alpha=5, targets=targets))
+    assert difference(ours, model) <= 1e-5
+    _, again = made(name)
+    attach(again, tmp_path)
+    assert difference(again, model) <= 1e-5
+    save_adapter(tmp_path / "again", again, "base")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_peft_adapts_no_layer_more(name, tmp_path):
+    theirs, ours = made(name)
+    model = written_here(ours, tmp_path, theirs, Lora(rank=3, targets=("*.blocks.1.*",)))
+    there = {key.replace(".default", "") for key in model.state_dict() if "lora_" in key}
+    assert there == set(numbers(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"0.mlp.down_proj": 2}, "alpha_pattern": {"0.mlp.down_proj": 9, "v_proj": 3}},
+        {"rank_pattern": {"^model.layers.1.self_attn.q_proj": 1}},
+        {"layers_to_transform": [1], "lora_dropout": 0.25},
+        {"target_modules": r".*layers\.0\.self_attn\.(q|o)_proj"},
+        {"target_modules": "all-linear"},
+    ],
+)
+def test_settings_of_peft_are_understood(settings, tmp_path):
+    theirs, ours = made("qwen3")
+    model = adapted(theirs, "qwen3", **settings)
+    model.save_pretrained(tmp_path)
+    attach(ours, tmp_path)
+    assert difference(ours, model) <= 1e-5
+    share = settings.get("lora_dropout", 0.0)
+    assert {adapter.dropout.share for adapter in adapters_of(ours).values()} == {share}
+
+
+def test_several_adapters_take_turns(pair, tmp_path):
+    theirs, ours, folder = pair
+    with torch.no_grad():
+        theirs.disable_adapter_layers()
+        base = theirs(ids()).logits
+        theirs.enable_adapter_layers()
+    attach(ours, folder, "one")
+    attach(ours, folder, "two")
+    adapters_of(ours, "two")
+    with torch.no_grad():
+        for adapter in adapters_of(ours, "two").values():
+            adapter.up.weight.neg_()
+    assert difference(ours, theirs) > 1e-3
+    use_adapter(ours, "one")
+    assert difference(ours, theirs) <= 1e-5
+    use_adapter(ours, None)
+    assert (ours(ids()) - base).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_both_train_alike(pair, kind):
+    theirs, ours, folder = pair
+    attach(ours, folder)
+    losses = [trained(model, kind, read) for model, read in ((ours, ours), (theirs, lambda x: theirs(x).logits))]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) <= 1e-5
+    assert losses[0][0] - losses[0][-2] > 0.01  # control: on the same batch again, they have learned
+
+
+def trained(model, kind, logits):
+    """The losses of six steps."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:  # PEFT froze it when it was saved
+        parameters = [parameter.requires_grad_() for key, parameter in model.named_parameters() if "lora_" in key]
+    rule = torch.optim.SGD(parameters, 0.3) if kind == "sgd" else torch.optim.AdamW(parameters, 3e-3)
+    losses = []
+    for step in range(6):
+        batch = ids(seed=step % 2)
+        loss = F.cross_entropy(logits(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_an_adapter_of_another_model_is_refused_before_anything_is_changed(pair):
+    *_, folder = pair
+    _, other = made("qwen3" if "c_attn" in str(numbers(folder)) else "gpt2")
+    with pytest.raises(NextileError, match="no linear layer of this model"):
+        attach(other, folder)
+    assert not any(isinstance(module, Adapter) for module in other.modules())
+
+
+# --- every family ---------------------------------------------------------------------------------------------------
+
+
+SIZES = {"vocab": 40, "width": 32, "depth": 2, "heads": 4, "hidden": 64}
+PICTURES = {"image": 8, "patch": 4, "classes": ("a", "b"), "width": 32, "depth": 2, "heads": 4, "hidden": 64}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_every_family_a_product_of_factors_moves_as_its_weights_do(family):
+    module = FAMILIES[family]
+    model = build(module.spec(**(PICTURES if family in ("vit", "deit") else SIZES)))
+    layers, known = adaptable(model), carriers(model, family)
+    blocks = {path for path in layers if "blocks" in path.split(".")}
+    assert blocks <= {path for carrier in known.values() for path in carrier.layers}
+    for carrier in known.values():
+        torch.manual_seed(3)
+        down = torch.randn(3, layers[carrier.layers[0]].in_features)
+        up = torch.randn(sum(layers[path].out_features for path in carrier.layers), 3)
+        parts = carrier.ours(up)
+        assert torch.equal(carrier.theirs(parts), up)
+        product = (up @ down).mT if carrier.turned else up @ down
+        for part, weight in zip(parts, carrier.rule.read([product]), strict=True):
+            torch.testing.assert_close(part @ down, weight)
+
+
+@torch.no_grad()
+def test_a_vision_transformer_under_the_names_that_its_modules_have_in_memory(tmp_path):
+    spec = vit.spec(**PICTURES)
+    torch.manual_seed(0)
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**vit.to_config(spec))).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    ours, _ = load_model(tmp_path / "base")
+    model = written_here(ours, tmp_path / "ours", theirs, Lora(rank=2, targets=("query", "up")))
+    images = torch.randn(2, 3, 8, 8)
+    assert (ours(images) - model(images).logits).abs().max() <= 1e-5
+    use_adapter(ours, None)
+    assert (ours(images) - model(images).logits).abs().max() > 1e-3  # control
