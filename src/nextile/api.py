@@ -21,16 +21,31 @@ from nextile.generation.complete import stream as stream_text
 from nextile.generation.fill import fill, fill_spans
 from nextile.generation.pool import embed
 from nextile.generation.sample import Sampling
+from nextile.generation.talk import Talk
 from nextile.generation.translate import Translation, translate
 from nextile.images.processor import Palette
 from nextile.models import count
 from nextile.nn import specs
-from nextile.tasks import classification, denoising, language, masking, painting, run, translation, words
+from nextile.tasks import (
+    classification,
+    conversing,
+    denoising,
+    harness,
+    labelling,
+    language,
+    masking,
+    painting,
+    preferring,
+    run,
+    translation,
+    words,
+)
 from nextile.tasks import probe as linear_probe
 from nextile.tasks.plan import Plan, make_plan
 from nextile.tasks.report import Report, choose
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Task
+from nextile.tasks.tuning import usual
 from nextile.text.tokenizer import Tokenizer
 
 RUNS = Path("runs")
@@ -41,10 +56,13 @@ Picture = str | Path | bytes
 # How a model does on a text, or on pictures: by its task.
 EVALUATORS: dict[str, Callable[[Pretrained, Sequence[str], Report], dict[str, Any]]] = {
     "classify": classification.evaluate_classifier,
+    "classify-text": labelling.evaluate_labels,
     "paint": painting.evaluate_painter,
     "words": words.evaluate_words,
     "masked": masking.evaluate_masked,
     "denoise": denoising.evaluate_denoiser,
+    "chat": conversing.evaluate_chat,
+    "prefer": preferring.evaluate_preferring,
     "lm": language.evaluate_text,
 }
 # What is said of a model that cannot go on from a text.
@@ -55,6 +73,7 @@ NO_WRITERS = {
     "denoise": "fills gaps and does not write from left to right: use generate",
     "paint": "reads pictures, not text: use nextile paint",
     "classify": "reads pictures, not text: use nextile classify",
+    "classify-text": "says which class a text has and writes nothing: use nextile classify",
 }
 
 
@@ -115,6 +134,19 @@ class Model(Pretrained):
         sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return stream_text(self, prompt, sampling, max_tokens=max_tokens, stop=list(stop))
 
+    def talk(
+        self, *, system: str | None = None, max_tokens: int = 512, temperature: float | None = None,
+        top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+        repetition_penalty: float = 1.0, seed: int | None = None,
+    ) -> Talk:  # fmt: skip
+        """A conversation: its `ask(text)` streams an answer and remembers it.
+
+        Errors: UsageError for a model that does not write from left to right, and for settings out of bounds.
+        """
+        self._refuse_others()
+        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return Talk(self, sampling, max_tokens=max_tokens, system=system)
+
     def translate(
         self, text: str | Sequence[str], *, beams: int = 5, length_penalty: float = 1.0, n: int = 1,
         max_tokens: int | None = None, details: bool = False,
@@ -136,27 +168,48 @@ class Model(Pretrained):
 
     def evaluate(
         self, data: Sources | None = None, *, beams: int = 5, length_penalty: float = 1.0, bleu_tokens: str = "13a",
-        report: Report | None = None,
+        stride: int | None = None, tasks: str | Sequence[str] | None = None, limit: int | None = None,
+        shots: int | None = None, report: Report | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Loss in nats per token, perplexity and bits per byte on a text; None: the run's own validation set.
 
         Of a translator, on pairs, also BLEU, chrF and accuracy (the share of translations that are the reference) of
-        what it translates by so many beams; bleu_tokens: sacrebleu's way to split words. Of a classifier, on pictures,
-        loss and accuracy; of a painter loss, perplexity and bits per dimension; of a masked model loss, perplexity and
-        accuracy where tokens are hidden; of word vectors loss, and how often a word is told from others.
+        what it translates by so many beams; bleu_tokens: sacrebleu's way to split words. Of a classifier, on
+        pictures or labelled texts, loss and accuracy; of a painter loss, perplexity and bits per dimension; of a masked
+        model loss, perplexity and accuracy where tokens are hidden; of word vectors loss, and how often a word is told
+        from others.
+
+        Of a language model also: stride, by how many tokens its window goes on, fewer for more text before each token;
+        None is end to end. tasks: names of lm_eval's or paths of task files, which are code that is run; of each the
+        first `limit` questions, with `shots` examples before each: {"tasks": {name: {measure: value}}, ...}. On
+        conversations, and of a run that learned from some, loss and perplexity of the answers alone; of a run that
+        learned from preferences how often the chosen answer wins.
+        Errors: UsageError for these of another model, and for tasks beside data.
         """
         sources, report = [] if data is None else _sources_of(data), report or choose()
+        if tasks is not None:
+            _refuse_beside_tasks(data=data, stride=stride)
+            return harness.evaluate_tasks(self, _sources_of(tasks), report, limit=limit, shots=shots)
+        _refuse_without_tasks(limit=limit, shots=shots)
+        if stride is not None:
+            self._refuse_others()
+            if self._measured_as(sources) != "lm":
+                raise UsageError("stride is of texts, and these are conversations: leave it out")
+            return language.evaluate_text(self, sources, report, stride=stride)
         if self.task == "translate":
             chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
             return translation.evaluate_pairs(self, sources, report, beams=chosen, tokens=bleu_tokens)
-        return EVALUATORS[self.task](self, sources, report)
+        return EVALUATORS[self._measured_as(sources)](self, sources, report)
 
-    def classify(self, picture: Picture | Sequence[Picture], *, top: int = 5) -> Any:
-        """The most probable classes of a picture, a file or its bytes, or of each of several.
+    def classify(self, picture: Picture | Sequence[Picture], *, top: int = 5, details: bool = False) -> Any:
+        """The most probable classes of a picture, a file or its bytes, or of each of several; of texts of each text.
 
-        Returns [(class, probability), ...], most probable first, or a list of such lists. Errors: UsageError for a
-        model that is no classifier; NextileError naming a file that is no picture.
+        Returns [(class, probability), ...], most probable first, or a list of such lists; of texts with details
+        `Labelled`s, which also say whether a text was cut. Errors: UsageError for a model that is no classifier;
+        NextileError naming a file that is no picture.
         """
+        if self.task == "classify-text":
+            return self._label(picture, top, details)
         pictures = [picture] if isinstance(picture, (str, Path, bytes)) else list(picture)
         found = classification.classify(self, pictures, top)
         return found[0] if isinstance(picture, (str, Path, bytes)) else found
@@ -196,6 +249,24 @@ class Model(Pretrained):
         found = embed(self, [text] if isinstance(text, str) else list(text))
         return found[0] if isinstance(text, str) else found
 
+    def _label(self, text: Any, top: int, details: bool) -> Any:
+        """The most probable classes of a text, or of each of several."""
+        texts = [text] if isinstance(text, (str, Path, bytes)) else list(text)
+        if not all(isinstance(each, str) for each in texts):
+            raise UsageError(f"{self.called} classifies texts: give strings")
+        found = labelling.label(self, [str(each) for each in texts], top)
+        results = found if details else [each.classes for each in found]
+        return results[0] if isinstance(text, str) else results
+
+    def _measured_as(self, sources: Sequence[str]) -> str:
+        """The task that says how well it does: of a language model what the data asks, or what its run learned."""
+        if self.task != "lm":
+            return self.task
+        recorded = self.folder is not None and (self.folder / run.RUN).exists()
+        own = run.read_run(self.folder).plan.task if recorded and not sources else self.task  # type: ignore[arg-type]
+        asked = run.task_for(sources, None).name if sources else own
+        return asked if asked in ("chat", "prefer") else self.task
+
     def _refuse_others(self) -> None:
         """Errors: UsageError for a model that does not write from left to right."""
         if self.task != "lm":
@@ -216,8 +287,10 @@ class Model(Pretrained):
         }
 
 
-def _reads(processor: Processor) -> dict[str, Any]:
+def _reads(processor: Processor | None) -> dict[str, Any]:
     """What a model's inputs are made by."""
+    if processor is None:
+        return {}
     if isinstance(processor, Tokenizer):
         return {"tokenizer": {"kind": processor.kind, "vocab_size": processor.vocab_size}}
     colours = {"colours": len(processor.colours)} if isinstance(processor, Palette) else {}
@@ -226,7 +299,7 @@ def _reads(processor: Processor) -> dict[str, Any]:
 
 def _caches(spec: Spec) -> dict[str, int]:
     """What a token that was read takes, where tokens are read one after the other."""
-    if isinstance(spec, (specs.VisionTransformer, specs.WordModel)):
+    if isinstance(spec, (specs.VisionTransformer, specs.TextClassifier, specs.WordModel)):
         return {}
     return {"cache_bytes_per_token": count.cache_memory(spec, rows=1, length=1)}
 
@@ -243,24 +316,27 @@ def load(name: str | Path, *, device: str | None = None, dtype: Any = None) -> M
 def train(
     data: Sources | None = None, *, task: str | None = None, preset: str | None = None,
     out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
-    resume: str | Path | None = None, init: str | Path | None = None, recipe: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None, report: Report | None = None,
+    resume: str | Path | None = None, init: str | Path | None = None, lora: int | None = None,
+    recipe: str | Path | None = None, settings: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Model:  # fmt: skip
     """Train a model and return the best one: on a file, a folder, "-" for standard input, or a built-in name.
 
     Two files whose lines belong together, or a .tsv, make a translator; pictures in folders, one a class, or in a
-    Parquet file, a classifier, or with task="paint" a painter; else the task is a language model.
+    Parquet file, a classifier, or with task="paint" a painter; a .csv or .jsonl with text and label a classifier of
+    texts; else the task is a language model.
     minutes or steps: the budget; size and learning rate follow. out: the run's folder, runs/NAME when None.
-    resume: a run's folder, to go on with it exactly. init: a model to begin from. recipe: a TOML file of settings.
+    resume: a run's folder, to go on with it exactly. init: a model to begin from. lora: train adapters of this rank
+    beside it, and nothing else of it. recipe: a TOML file of settings.
     settings: by dotted name, such as {"lr": 1e-3, "tokenizer.kind": "bpe"}; they win over NEXTILE_* in the
     environment, which wins over the recipe. Errors: NextileError, in one line with the remedy.
     """
     report = report or choose()
     if resume is not None:
         _refuse_beside_resume(data=data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, init=init,
-                              recipe=recipe, settings=settings)  # fmt: skip
+                              lora=lora, recipe=recipe, settings=settings)  # fmt: skip
         return _model(run.resume_run(Path(resume), report))
-    work, sources, found = _request(data, task, recipe, settings)
+    tuned = {} if lora is None else {"lora.rank": lora}
+    work, sources, found = _request(data, task, recipe, {**(settings or {}), **tuned})
     folder = Path(out) if out is not None else _free_folder(sources[0])
     return _model(
         run.new_run(
@@ -316,7 +392,8 @@ def _request(
     work = run.task_for(sources, task)
     layers += [environment(), settings or {}]
     _refuse_unread(work, layers)
-    return work, sources, resolve(RunSettings, work.settings, *layers)
+    found = resolve(RunSettings, work.settings, *layers)
+    return work, sources, resolve(RunSettings, work.settings, usual(found), *layers)
 
 
 def _refuse_unread(work: Task, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -348,6 +425,18 @@ def _refuse_where_gaps(**given: Any) -> None:
     extra = [name for name, value in given.items() if value not in (None, False, (), [])]
     if extra:
         raise UsageError(f"this does nothing where gaps are filled: leave out {', '.join(extra)}")
+
+
+def _refuse_beside_tasks(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise UsageError(f"tasks bring their own texts and windows: leave out {', '.join(extra)}, or the tasks")
+
+
+def _refuse_without_tasks(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise UsageError(f"only tasks have a {' or '.join(extra)}: name tasks, or leave out {', '.join(extra)}")
 
 
 def _refuse_beside_beams(**given: Any) -> None:

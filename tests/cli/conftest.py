@@ -29,6 +29,7 @@ class Library(ModuleType):
         self.batches: list[list[str]] = []
         self.folder = None
         self.streams = True
+        self.task = "classify"
 
     def train(self, data, *, report, **asked):
         self.asked = {"data": data, **asked}

@@ -38,12 +38,12 @@ def terminal(monkeypatch):
 
 
 def test_train_passes_everything_on(nextile_, library):
-    options = "--task lm --preset gpt2 --out o --minutes 1.5 --init i --recipe r --set lr=1e-3 --set tokenizer.kind=bpe"
-    answer = nextile_("train", "book.txt", *options.split())
+    options = "--task lm --preset gpt2 --out o --minutes 1.5 --init i --lora 4 --recipe r"
+    answer = nextile_("train", "book.txt", *options.split(), "--set", "lr=1e-3", "--set", "tokenizer.kind=bpe")
     assert answer == (0, "", "training\n")
     assert library.asked == {
         "data": ["book.txt"], "task": "lm", "preset": "gpt2", "out": "o", "minutes": 1.5, "steps": None, "resume": None,
-        "init": "i", "recipe": "r", "settings": {"lr": 1e-3, "tokenizer.kind": "bpe"},
+        "init": "i", "lora": 4, "recipe": "r", "settings": {"lr": 1e-3, "tokenizer.kind": "bpe"},
     }  # fmt: skip
 
 

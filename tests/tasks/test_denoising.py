@@ -58,7 +58,7 @@ def trained(planted, tmp_path_factory):
     """A model of it, and what the run said."""
     heard, folder = Heard(), tmp_path_factory.mktemp("trained") / "run"
     settings = {"model.encoder.width": 32, "batch": 16, "context": 32, "denoise.share": 0.25}
-    return train(planted, folder, steps=200, settings=settings, report=heard), heard
+    return train(planted, folder, steps=300, settings=settings, report=heard), heard
 
 
 # --- what is learned ------------------------------------------------------------------------------------------------

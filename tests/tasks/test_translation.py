@@ -117,7 +117,7 @@ def test_the_task_follows_from_the_data(pairs, text, tmp_path):
     assert run.task_for(["numbers-en-de"], None).name == "translate"
     assert run.task_for([str(text)], None).name == "lm"
     assert run.task_for([str(pairs)], "lm").name == "lm"
-    known = "classify, denoise, lm, masked, paint, translate, words"
+    known = "chat, classify, denoise, lm, masked, paint, prefer, translate, words"
     with pytest.raises(UsageError, match=f"unknown task 'mt': it is one of {known}"):
         run.task_for([str(text)], "mt")
     with pytest.raises(NextileError, match=re.escape("give a .tsv, two files whose lines belong together")):

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from nextile.base.errors import NextileError
-from nextile.cli import classify, evaluate, generate, info, paint, plan, tokenize, train, translate, words
+from nextile.cli import (
+    chat,
+    classify,
+    convert,
+    evaluate,
+    generate,
+    info,
+    paint,
+    plan,
+    tokenize,
+    train,
+    translate,
+    words,
+)
 
 EXAMPLES = """
 \b
@@ -24,6 +37,8 @@ Examples:
 # to 15,000, while on a quiet machine it costs less than 5 %. Read when torch is imported; the user's own value wins.
 SPINS = "3000"
 
+SETTINGS = ("--lr", "--batch", "--seed", "--dropout")  # what other programs have as options
+
 # Click's own error for a wrong command line; which click that is, typer knows.
 CommandLineError: Any = typer.BadParameter.__mro__[1]
 
@@ -35,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: it reads the same everywhere and comes in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, generate, translate, classify, paint, words, evaluate, tokenize, info, plan):
+for verb in (train, generate, chat, translate, classify, paint, words, evaluate, tokenize, convert, info, plan):
     name = verb.__name__.rpartition(".")[2]
     app.command(name, epilog=verb.EXAMPLES)(getattr(verb, name))
 
@@ -118,6 +133,8 @@ def _no_such_option(error: Any) -> str:
     name = error.option_name
     known = [option for parameter in error.ctx.command.params for option in parameter.opts]
     near = difflib.get_close_matches(name, set(known) - {"--set"}, n=1, cutoff=0.75)
+    if name in SETTINGS and "--set" in known:  # --lr is no misspelt --lora
+        near = []
     if near:
         return f"no such option '{name}': did you mean '{near[0]}'?"
     hint = f": a setting is made by --set {name.lstrip('-')}=..." if "--set" in known else ""

@@ -36,7 +36,9 @@ def whole(least: int) -> Callable[[Any], int]:
 DATA = (
     "A .txt or .jsonl (also .gz), a folder of these, - for standard input, or python-docs, python-stdlib; "
     "for a translator a .tsv, two aligned files, or numbers-en-de; "
-    "for a classifier a folder of class folders of pictures, a .parquet, or digits."
+    "for a classifier a folder of class folders of pictures, a .parquet, or digits; "
+    "texts with labels as .csv or .jsonl, or python-labels; "
+    "conversations or preferences as .jsonl, or sums-chat, sums-preferences."
 )
 SETTING = "Any setting: lr=1e-3, batch=32, tokenizer.kind=bpe, model.stack.depth=6."
 
@@ -48,7 +50,9 @@ Json = Annotated[bool, typer.Option("--json", help="Write the result to standard
 
 Task = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="lm, masked, denoise, words, translate, classify, paint. [default: by DATA]"),
+    typer.Option(
+        metavar="NAME", help="lm, chat, prefer, masked, denoise, words, translate, classify, paint. [default: by DATA]"
+    ),
 ]
 Preset = Annotated[
     str | None,

@@ -17,6 +17,7 @@ Examples:
   nextile train photos/                       a classifier from a folder of pictures for each class
   nextile train photos/ --task paint          a painter of such pictures
   nextile train book.txt --task words         word vectors; masked, denoise: models that fill gaps
+  nextile train chats.jsonl --init MODEL      fine-tune on conversations; --lora 8 tunes adapters alone
   nextile train --resume runs/docs            go on exactly where it stopped
   cat *.md | nextile train - --set lr=3e-3 --set tokenizer.kind=char
 """
@@ -25,6 +26,9 @@ Out = Annotated[
     str | None, typer.Option(metavar="DIR", help="The run's folder, the model's in the end. [default: runs/NAME]")
 ]
 Resume = Annotated[str | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")]
+Lora = Annotated[
+    int | None, typer.Option(metavar="R", parser=options.whole(1), help="Train adapters of rank R beside --init MODEL.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
 
 
@@ -37,6 +41,7 @@ def train(
     steps: options.Steps = None,
     resume: Resume = None,
     init: options.Init = None,
+    lora: Lora = None,
     recipe: options.Recipe = None,
     settings: options.Set = None,
     json: options.Json = False,
@@ -54,7 +59,7 @@ def train(
 
     model = api.train(
         data or None, task=task, preset=preset, out=out, minutes=minutes, steps=steps, resume=resume, init=init,
-        recipe=recipe, settings=parse_assignments(settings or []), report=choose(quiet=quiet),
+        lora=lora, recipe=recipe, settings=parse_assignments(settings or []), report=choose(quiet=quiet),
     )  # fmt: skip
     if json:
         measured = best_validation(model.folder) if model.folder else {}

@@ -193,6 +193,35 @@ def validation_batches(store: TokenStore, *, context: int, batch: int) -> Iterat
         yield Batch(*shaped, weight=len(tokens) - 1)
 
 
+def sliding_batches(store: TokenStore, *, context: int, stride: int, batch: int) -> Iterator[Batch]:
+    """Batches of one shape in which every token after the first is asked exactly once, after as much text as there is.
+
+    Each window begins `stride` tokens after the last and asks what that did not: its own last `stride` tokens, which
+    have more than context - stride before them. The first asks all of its tokens. With stride = context these are the
+    `validation_batches`. Errors: NextileError below 2 tokens; UsageError for a stride outside 1..context.
+    """
+    if not 1 <= stride <= context:
+        raise UsageError(f"stride {stride} does not fit windows of {context} tokens: choose 1 to {context}")
+    if len(store) < 2:
+        raise NextileError(_too_short(len(store), context))
+    starts = range(0, max(1, len(store) - 1 - context + stride), stride)
+    for first in range(0, len(starts), batch):
+        yield _windows(store, starts[first : first + batch], context=context, batch=batch)
+
+
+def _windows(store: TokenStore, starts: range, *, context: int, batch: int) -> Batch:
+    """The windows that begin there, filled up to `batch` rows; all but the store's first ask their end alone."""
+    tokens = store[starts[0] : starts[-1] + context + 1]
+    inputs = np.zeros((batch, context), dtype=np.int64)
+    targets = np.full((batch, context), IGNORE)
+    for row, start in enumerate(starts):
+        window = tokens[start - starts[0] :][: context + 1]
+        known = context - starts.step if start else 0  # targets that the window before asked
+        inputs[row, : len(window) - 1] = window[:-1]
+        targets[row, known : len(window) - 1] = window[known + 1 :]
+    return Batch.of(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
 # --- preparing ahead -----------------------------------------------------------------------------------------------
 
 

@@ -134,27 +134,37 @@ def _lines(file: io.BufferedIOBase, name: str) -> Iterator[Piece]:
             yield _text_field(line, f"{name} line {number}"), True
 
 
-def _text_field(line: bytes, place: str) -> str:
+def parsed(line: bytes | str, place: str) -> Any:
+    """What a line of JSON says. Errors: NextileError, beginning with the place, where it is none."""
     try:
-        value = json.loads(line.decode())
+        return json.loads(line if isinstance(line, str) else line.decode())
     except UnicodeDecodeError as error:
         raise NextileError(f"{place} is not valid UTF-8 (byte {error.start} of the line): convert the file") from error
     except (ValueError, RecursionError) as error:
         raise NextileError(f"{place} is not valid JSON ({error}): mend or remove the line") from error
+
+
+def _text_field(line: bytes, place: str) -> str:
+    value = parsed(line, place)
     if not isinstance(value, dict) or "text" not in value:
         raise NextileError(f'{place} has no "text" field: each line must be like {{"text": "..."}}')
-    text = value["text"]
-    if not isinstance(text, str):
-        raise NextileError(f'{place}: "text" is {_json_kind(text)}, not a string: mend or remove the line')
+    return string(value["text"], '"text"', place)
+
+
+def string(value: Any, name: str, place: str) -> str:
+    """A string that came from JSON under this name. Errors: NextileError where it is none, or no Unicode."""
+    if not isinstance(value, str):
+        raise NextileError(f"{place}: {name} is {json_kind(value)}, not a string: mend or remove the line")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        raise NextileError(f'{place}: "text" holds half of a surrogate pair: mend or remove the line') from error
-    return text
+        raise NextileError(f"{place}: {name} holds half of a surrogate pair: mend or remove the line") from error
+    return value
 
 
-def _json_kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+def json_kind(value: Any) -> str:
+    """How people call what a value is."""
+    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null", str: "a string"}
     return kinds.get(type(value), "a number")
 
 

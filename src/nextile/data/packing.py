@@ -1,8 +1,8 @@
-"""Pairs as batches of one shape: several pairs share a row, and every epoch others meet in it.
+"""Texts, or pairs of them, as batches of one shape: several share a row, and every epoch others meet in it.
 
-Shapes: P pairs, R rows, B batch, M source length, T target length.
-Rows are filled by the lengths of pairs alone, once, best fit first (Johnson 1974). An epoch gives each place in a row
-to another pair of the same lengths, so every epoch has as many rows, and a batch is a function of (seed, step).
+Shapes: P texts or pairs, S sides (1 of texts, 2 of pairs), C classes, R rows, B batch, L length of a row.
+Rows are filled by lengths alone, once, best fit first (Johnson 1974). An epoch gives each place in a row to another
+text or pair of the same lengths, so every epoch has as many rows, and a batch is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import torch
 
-from nextile.base.errors import NextileError, UsageError
+from nextile.base.errors import NextileError
 from nextile.data.batches import IGNORE, Batch, Order
+from nextile.data.masking import refuse_sizes
 from nextile.data.shards import TokenStore
 
 
@@ -66,9 +67,9 @@ class PairStore:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The places of all rows, row by row: place p is for a pair of class `classes[p]`; row r has starts[r]:starts[r+1].
+    """The places of all rows, row by row: place p is for one of class `classes[p]`; row r has starts[r]:starts[r+1].
 
-    A class is the pairs of the same lengths on both sides.
+    A class is the texts, or pairs, of the same lengths on all sides.
     """
 
     classes: np.ndarray  # (P,)
@@ -79,52 +80,53 @@ class Rows:
 
 
 class _OpenRows:
-    """The rows that have room, by how much of it on both sides."""
+    """The rows that have room, by how much of it on each side."""
 
-    def __init__(self, length: int):
-        self.full = (length, length)
-        self._rows: dict[tuple[int, int], list[int]] = {}
-        self._some = np.zeros((length + 1, length + 1), dtype=bool)  # whether there are rows with this room
-        self._sum = np.add.outer(np.arange(length + 1), np.arange(length + 1))
+    def __init__(self, length: int, sides: int):
+        self.full = (length,) * sides
+        self._rows: dict[tuple[int, ...], list[int]] = {}
+        self._some = np.zeros((length + 1,) * sides, dtype=bool)  # whether there are rows with this room
+        self._sum = reduce(np.add.outer, [np.arange(length + 1)] * sides)
 
-    def tightest(self, source: int, target: int) -> tuple[int, int] | None:
-        """The least room of a row in which a pair of these lengths fits, if there is one."""
-        found = np.where(self._some[source:, target:], self._sum[source:, target:], 2 * self._sum.max())
-        left, right = np.unravel_index(found.argmin(), found.shape)
-        room = int(left) + source, int(right) + target
+    def tightest(self, size: Sequence[int]) -> tuple[int, ...] | None:
+        """The least room of a row in which what is of this size on each side fits, if there is one."""
+        enough = tuple(slice(part, None) for part in size)
+        found = np.where(self._some[enough], self._sum[enough], 2 * self._sum.max())
+        beyond = np.unravel_index(found.argmin(), found.shape)
+        room = tuple(int(more) + part for more, part in zip(beyond, size, strict=True))
         return room if self._some[room] else None
 
-    def take(self, room: tuple[int, int], count: int) -> list[int]:
+    def take(self, room: tuple[int, ...], count: int) -> list[int]:
         """Up to `count` rows with this room."""
         rows = self._rows[room]
         taken, self._rows[room] = rows[:count], rows[count:]
         self._some[room] = len(rows) > count
         return taken
 
-    def put(self, room: tuple[int, int], rows: Sequence[int]) -> None:
+    def put(self, room: tuple[int, ...], rows: Sequence[int]) -> None:
         """Rows that have this room."""
         self._rows.setdefault(room, []).extend(rows)
         self._some[room] = True
 
 
 def fill_rows(sizes: np.ndarray, counts: np.ndarray, length: int) -> Rows:
-    """Rows of length x length for `counts` (C,) pairs of each class, of `sizes` (C, 2); each size fits in a row."""
+    """Rows of `length` on each side for `counts` (C,) of each class, of `sizes` (C, S); each size fits in a row."""
     rows: list[list[int]] = []
-    waiting = _OpenRows(length)
+    waiting = _OpenRows(length, sizes.shape[1])
     for index in np.argsort(-sizes.max(1), kind="stable").tolist():  # the longest first
-        source, target = sizes[index].tolist()
+        size = sizes[index].tolist()
         left = int(counts[index])
         while left:
-            room = waiting.tightest(source, target)
+            room = waiting.tightest(size)
             if room is None:
                 room = waiting.full
-                number = -(-left // min(length // source, length // target))
+                number = -(-left // min(length // part for part in size))
                 waiting.put(room, range(len(rows), len(rows) + number))
                 rows.extend([] for _ in range(number))
             chosen = waiting.take(room, left)
             for row in chosen:
                 rows[row].append(index)
-            waiting.put((room[0] - source, room[1] - target), chosen)
+            waiting.put(tuple(free - part for free, part in zip(room, size, strict=True)), chosen)
             left -= len(chosen)
     return Rows(np.array([index for row in rows for index in row], dtype=np.int64), np.cumsum([0, *map(len, rows)]))
 
@@ -132,24 +134,14 @@ def fill_rows(sizes: np.ndarray, counts: np.ndarray, length: int) -> Rows:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-class PackedPairs:
-    """Batches of `batch` rows of `length` tokens on both sides; pairs that are longer are left out.
+class PackedRows:
+    """Batches of `batch` rows of `length` tokens on each side; what they hold is laid by `_batch`.
 
-    start: the token that every target begins with. Errors: NextileError when no pair fits.
+    fitting: (F,) which texts or pairs fit in a row.  lengths: theirs, (F, S).
     """
 
-    def __init__(self, pairs: PairStore, *, length: int, batch: int, seed: int, start: int):
-        if length < 1 or batch < 1:
-            raise UsageError(f"context {length} and batch {batch} must be at least 1")
-        self.pairs, self.length, self.batch, self.seed, self.start = pairs, length, batch, seed, start
-        fitting = np.flatnonzero(pairs.longest <= length)
-        if not len(fitting):
-            raise NextileError(
-                f"no pair fits in a context of {length} tokens, the shortest has {pairs.longest.min(initial=0)}: "
-                "set a longer context"
-            )
-        self.left_out = len(pairs) - len(fitting)
-        lengths = np.stack([pairs.source.lengths[fitting], pairs.target.lengths[fitting]], axis=1)
+    def __init__(self, fitting: np.ndarray, lengths: np.ndarray, *, length: int, batch: int, seed: int):
+        self.length, self.batch, self.seed = length, batch, seed
         sizes, classes, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
         self._rows = fill_rows(sizes, counts, length)
         self._fitting, self._classes = fitting, classes.reshape(-1)
@@ -173,12 +165,12 @@ class PackedPairs:
         )
 
     def once(self) -> Iterator[Batch]:
-        """Every pair that fits, once; the last batch may have fewer rows."""
+        """All that fits, once; the last batch may have fewer rows."""
         for first in range(0, len(self), self.batch):
             yield self._batch([self._of_row(0, row) for row in range(first, min(first + self.batch, len(self)))])
 
     def _placed(self, epoch: int) -> np.ndarray:
-        """The pair in each place, (P,): those of a class in an order of their own each epoch."""
+        """What is in each place, (F,): the members of a class in an order of their own each epoch."""
         key = hashlib.blake2b(f"pairs {self.seed} {epoch}".encode(), digest_size=16).digest()
         random = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(len(self._fitting))
         placed = np.empty(len(self._fitting), dtype=np.int64)
@@ -186,14 +178,38 @@ class PackedPairs:
         return placed
 
     def _at(self, epoch: int, place: int) -> np.ndarray:
-        """The pairs of the row that comes at this place of an epoch."""
+        """What the row holds that comes at this place of an epoch."""
         return self._of_row(epoch, self._order(epoch, place))
 
     def _of_row(self, epoch: int, row: int) -> np.ndarray:
         return self._epoch(epoch)[self._rows.starts[row] : self._rows.starts[row + 1]]
 
     def _batch(self, rows: list[np.ndarray]) -> Batch:
-        lay = partial(_laid, rows=rows, length=self.length)
+        """The batch of rows that hold these."""
+        raise NotImplementedError
+
+
+class PackedPairs(PackedRows):
+    """Batches of pairs; those that are longer than a row are left out.
+
+    start: the token that every target begins with. Errors: NextileError when no pair fits.
+    """
+
+    def __init__(self, pairs: PairStore, *, length: int, batch: int, seed: int, start: int):
+        refuse_sizes(length, batch)
+        fitting = np.flatnonzero(pairs.longest <= length)
+        if not len(fitting):
+            raise NextileError(
+                f"no pair fits in a context of {length} tokens, the shortest has {pairs.longest.min(initial=0)}: "
+                "set a longer context"
+            )
+        self.pairs, self.start = pairs, start
+        self.left_out = len(pairs) - len(fitting)
+        lengths = np.stack([pairs.source.lengths[fitting], pairs.target.lengths[fitting]], axis=1)
+        super().__init__(fitting, lengths, length=length, batch=batch, seed=seed)
+
+    def _batch(self, rows: list[np.ndarray]) -> Batch:
+        lay = partial(laid, rows=rows, length=self.length)
         source, sources, _ = lay(self.pairs.source)
         target, targets, begins = lay(self.pairs.target)
         inputs = np.zeros_like(target)
@@ -204,7 +220,7 @@ class PackedPairs:
         return Batch.of(source, asked, (inputs, sources, targets))
 
 
-def _laid(side: Side, rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def laid(side: Side, rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The texts of each row one after the other: tokens, segments (1, 2, ... and 0), and where one begins: (B, L)."""
     pairs, count = np.concatenate(rows), np.array([len(row) for row in rows])
     lengths = side.lengths[pairs]

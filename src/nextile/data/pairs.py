@@ -67,20 +67,20 @@ class PairCorpus:
 # --- lines ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines(path: Path, remedy: str = "give one sentence a line") -> Iterator[str]:
     """The lines of a file without their ends. Errors: NextileError with the number of a line that is no text."""
     offset = 0
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             refuse_binary(line, offset, f"'{path}'")
-            text = _text(line, f"line {number} of '{path}'")
+            text = _text(line, f"line {number} of '{path}'", remedy)
             yield text.removeprefix("\ufeff") if number == 1 else text
             offset += len(line)
 
 
-def _text(line: bytes, place: str) -> str:
+def _text(line: bytes, place: str, remedy: str) -> str:
     if len(line) > LONGEST:
-        raise NextileError(f"{place} is longer than {LONGEST:,} bytes: give one sentence a line")
+        raise NextileError(f"{place} is longer than {LONGEST:,} bytes: {remedy}")
     try:
         return line.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ def _text(line: bytes, place: str) -> str:
 
 def _table(path: Path) -> Iterator[Pair]:
     """Both sides of a .tsv, line by line."""
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines(path), start=1):
         columns = line.split("\t") if line.strip() else ["", ""]
         if len(columns) != 2:
             found = f"{len(columns)} column{'s' * (len(columns) > 1)}"
@@ -103,10 +103,10 @@ def _table(path: Path) -> Iterator[Pair]:
 
 def _aligned(left: Path, right: Path) -> Iterator[Pair]:
     """Line by line the left file's and the right one's."""
-    lines = _lines(left), _lines(right)
-    for number, (source, target) in enumerate(itertools.zip_longest(*lines), start=1):
+    sides = lines(left), lines(right)
+    for number, (source, target) in enumerate(itertools.zip_longest(*sides), start=1):
         if source is None or target is None:
-            rest = sum(1 for side in lines for _ in side)  # the other has none left
+            rest = sum(1 for side in sides for _ in side)  # the other has none left
             short, long = (left, right) if source is None else (right, left)
             raise NextileError(
                 f"'{long}' has {number + rest:,} lines and '{short}' {number - 1:,}: it lacks line {number:,}; "
@@ -128,7 +128,7 @@ def _paired(pairs: Iterable[Pair], source_path: Path, target_path: Path) -> Iter
 # --- built in ------------------------------------------------------------------------------------------------------
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
     """64 bits of a text that are the same everywhere and always."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -144,10 +144,10 @@ def _numbers_en_de() -> Read:
     except ImportError as error:
         raise NextileError("numbers-en-de needs num2words: pip install 'nextile[mt]'") from error
     numbers = set(range(1000))
-    drawn = (_hash(f"draw {i}") % 10**6 for i in itertools.count())
+    drawn = (hash_of(f"draw {i}") % 10**6 for i in itertools.count())
     while len(numbers) < 10_000:
         numbers.add(next(drawn))
-    pairs = [(num2words(n, lang="en"), num2words(n, lang="de")) for n in sorted(numbers, key=lambda n: _hash(str(n)))]
+    pairs = [(num2words(n, lang="en"), num2words(n, lang="de")) for n in sorted(numbers, key=lambda n: hash_of(str(n)))]
     return lambda: iter(pairs)
 
 
@@ -242,18 +242,29 @@ def split_pairs(corpus: PairCorpus, fraction: float = 0.1, seed: int = 0) -> tup
     Sources are chosen by their hash and the seed, so that one that comes twice never stands on both sides.
     Errors: NextileError when one side would be empty, UsageError for a fraction that is none.
     """
-    refuse_fraction(fraction)
-    rows = ((_hash(f"{seed}\n{source}"), len(source.encode()), len(target.encode())) for source, target in corpus.pairs)
+    rows = (
+        (hash_of(f"{seed}\n{source}"), len(source.encode()), len(target.encode())) for source, target in corpus.pairs
+    )
     index = np.fromiter(rows, INDEX, len(corpus.pairs))
-    hashes = np.unique(index["hash"])
-    if len(hashes) < 2:
+    held = held_out(index["hash"], fraction)
+    if held is None:
         raise NextileError(
             f"all {len(index)} pairs of '{corpus.name}' have the same source, so none can be held out for validation: "
             "give pairs with other sources too"
         )
-    count = min(max(1, round(fraction * len(hashes))), len(hashes) - 1)
-    held = index["hash"] < hashes[count]
     return _part(corpus.pairs, index, ~held), _part(corpus.pairs, index, held)
+
+
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray | None:
+    """Which to hold out of those with these hashes, (N,) bool: all of the least `fraction` of them; None: all are one.
+
+    Errors: UsageError for a fraction that is none.
+    """
+    refuse_fraction(fraction)
+    different = np.unique(hashes)
+    if len(different) < 2:
+        return None
+    return hashes < different[min(max(1, round(fraction * len(different))), len(different) - 1)]
 
 
 def _part(pairs: Pairs, index: np.ndarray, chosen: np.ndarray) -> Pairs:

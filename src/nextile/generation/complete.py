@@ -186,7 +186,7 @@ def _described(tokenizer: Tokenizer, event: Emitted) -> dict[str, Any]:
 
 def stream(
     pretrained: Pretrained,
-    prompt: str,
+    prompt: str | Sequence[int],
     sampling: Sampling | None = None,
     *,
     max_tokens: int = 200,
@@ -194,13 +194,14 @@ def stream(
     end_ids: Collection[int] | None = None,
     compiled: bool | Literal["auto"] = "auto",
 ) -> Iterator[str]:
-    """The text of the first completion of a prompt (see `complete`), piece by piece as it becomes certain."""
+    """The text of the first completion of a prompt, or of its ids, piece by piece as it becomes certain."""
     _check(stop, 1, None)
     tokenizer = pretrained.tokenizer
     text = Text(tokenizer.decode_stream(), stop)
     ends = {tokenizer.end_id} if end_ids is None else end_ids
     events = decode(
-        pretrained.model, [encode_prompt(tokenizer, prompt)], sampling or Sampling(),
+        pretrained.model, [encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt],
+        sampling or Sampling(),
         max_tokens=max_tokens, end_ids=ends, compiled=compiled,
     )  # fmt: skip
     for event in events:

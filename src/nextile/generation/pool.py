@@ -16,6 +16,7 @@ from nextile.base.errors import NextileError, UsageError
 from nextile.generation.decode import check_ids, evaluating, padded
 from nextile.generation.translate import Translator
 from nextile.models.encoder_decoder import EncoderDecoder
+from nextile.models.text_classifier import TextClassifier
 from nextile.models.transformer import Transformer
 from nextile.models.words import WordVectors
 from nextile.nn import specs
@@ -30,7 +31,7 @@ def features_of(model: object) -> Features:
 
     Of an encoder-decoder the encoder's; of word vectors the words' own. Errors: UsageError for a model of pictures.
     """
-    if isinstance(model, Transformer):
+    if isinstance(model, Transformer | TextClassifier):
         return lambda ids, there: model.features(ids, segments=there)
     if isinstance(model, EncoderDecoder):
         return lambda ids, there: model.encoder(model.source(ids, places(ids, there)), segments=there)

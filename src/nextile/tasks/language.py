@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
-from nextile.data.batches import Batch, TrainingWindows, validation_batches
+from nextile.data.batches import Batch, TrainingWindows, sliding_batches, validation_batches
 from nextile.data.corpora import Corpus, Documents, open_corpus, split
 from nextile.data.shards import TokenStore, open_store
 from nextile.generation.complete import complete
@@ -190,20 +191,29 @@ def evaluated(
     return open_store(own)
 
 
-def evaluate_text(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
+def evaluate_text(
+    pretrained: Pretrained, sources: Sequence[str], report: Report, *, stride: int | None = None
+) -> dict[str, Any]:
     """How well a model predicts a text, in windows end to end; none: the validation text of the run it comes from.
 
-    Errors: NextileError when the text is none or the folder has no validation text.
+    stride: how many tokens each window goes on, and asks; those before them in the window are only read.
+    Errors: UsageError for a stride outside the window; NextileError when the text is none or the folder has no
+    validation text.
     """
+    longest = min(pretrained.spec.context, LONGEST_WINDOW)
+    if stride is not None and not 1 <= stride <= longest:
+        raise UsageError(f"stride is {stride} and the model reads {longest} tokens at a time: choose 1 to {longest}")
     with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
-        return _evaluate(pretrained, evaluated(pretrained, sources, Path(folder), report), report)
+        return _evaluate(pretrained, evaluated(pretrained, sources, Path(folder), report), report, stride or longest)
 
 
-def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report) -> dict[str, float]:
+def _evaluate(pretrained: Pretrained, store: TokenStore, report: Report, stride: int) -> dict[str, Any]:
     context = min(pretrained.spec.context, max(1, len(store) - 1), LONGEST_WINDOW)
+    stride = min(stride, context)
     device = next(pretrained.model.parameters()).device
     precision = choose_precision("auto", device)
+    windows = sliding_batches(store, context=context, stride=stride, batch=max(1, BATCH_TOKENS // context))
     with report.bar("evaluating", len(store) - 1, "tokens") as bar:
-        batches = counted(validation_batches(store, context=context, batch=max(1, BATCH_TOKENS // context)), bar)
-        nats, asked = evaluate(pretrained.model, batches, next_token, precision=precision)
-    return text_measures(nats, asked, store.text_bytes)
+        nats, asked = evaluate(pretrained.model, counted(windows, bar), next_token, precision=precision)
+    said = {"windows": "sliding" if stride < context else "end to end", "context": context, "stride": stride}
+    return text_measures(nats, asked, store.text_bytes) | said

@@ -25,25 +25,32 @@ from nextile.base.device import choose_device, set_threads
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_write, remove_leftovers
 from nextile.checkpoint import resume as states
+from nextile.checkpoint.adapters import TENSORS as ADAPTER
 from nextile.checkpoint.pretrained import Pretrained, load, load_processor
 from nextile.checkpoint.store import save_config, save_weights
-from nextile.checkpoint.weights import read_json
-from nextile.models.build import build
+from nextile.checkpoint.tuned import save_tuned
+from nextile.checkpoint.weights import WHOLE, read_json
+from nextile.data.labelled import named_as_labelled
+from nextile.models.build import AnyModel, build
 from nextile.models.families.table import family_of
 from nextile.tasks.classification import Classifying
+from nextile.tasks.conversing import Conversing
 from nextile.tasks.curve import write_curve
 from nextile.tasks.denoising import Denoising
+from nextile.tasks.labelling import Labelling
 from nextile.tasks.language import LanguageModelling
 from nextile.tasks.log import Log
 from nextile.tasks.masking import MaskedModelling
 from nextile.tasks.painting import Painting
 from nextile.tasks.plan import Plan, make_plan
+from nextile.tasks.preferring import Preferring
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.start import Start, open_start
 from nextile.tasks.task import Data, Task
 from nextile.tasks.tokens import text_only
 from nextile.tasks.translation import Translating
+from nextile.tasks.tuning import Tuning, again, first_tuning, prepare, said_of_base
 from nextile.tasks.words import WordEmbedding
 from nextile.training.loop import Step, learn
 from nextile.training.metrics import told
@@ -53,7 +60,10 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Classifying(),
+        Labelling(),
         Translating(),
+        Conversing(),
+        Preferring(),
         LanguageModelling(),
         Painting(),
         WordEmbedding(),
@@ -74,6 +84,7 @@ class RunFile(Settings):
     format: int = 1
     plan: Plan
     settings: RunSettings
+    tuning: Tuning | None = None
 
 
 @dataclass
@@ -100,12 +111,15 @@ class Stopped(Exception):
 def task_named(name: str) -> Task:
     """The task of that name. Errors: UsageError with the names that exist."""
     if name not in TASKS:
-        raise UsageError(f"unknown task '{name}': it is one of {', '.join(sorted(TASKS))}")
+        asked_for = sorted(set(TASKS) - {Labelling.name})  # which is asked for as classify
+        raise UsageError(f"unknown task '{name}': it is one of {', '.join(asked_for)}")
     return TASKS[name]
 
 
 def task_for(sources: Sequence[str], name: str | None) -> Task:
     """The task that is named, or the one that the sources mean."""
+    if name == Classifying.name and named_as_labelled(sources):  # one name for both: what is classified is in the data
+        name = Labelling.name
     return task_named(name) if name else next(task for task in TASKS.values() if task.suits(sources))
 
 
@@ -126,7 +140,11 @@ def new_run(
     clear(folder)
     start = begin_from(init, task, preset, settings)
     data = task.prepare(sources, settings, folder / "data", report, start.model)
-    first = task.adapt(start.model, data) if start.model else None
+    tuning, first = None, None
+    if settings.lora:
+        tuning, first = first_tuning(start.model, init, lambda base: task.adapt(base, data))
+    elif start.model:
+        first = task.adapt(start.model, data)
     plan = make_plan(
         task,
         data,
@@ -141,15 +159,14 @@ def new_run(
     report.table("plan", data.facts + plan.rows())
     if note := data.check(plan.context):
         report.warn(note)
-    run = Run(folder, task, data, plan, settings, report, began)
-    if first is not None:
-        run.model.load_state_dict(first.state_dict())
+    run = Run(folder, task, data, plan, settings, report, began, tuning, first)
     if start.words is not None:
         start.words.begin(run.model, text_only(data.processor, folder), report)
     if init is not None:
         run.save()  # what it begins from is not in the settings
     data.processor.save(folder)
-    atomic_write(folder / RUN, RunFile(plan=plan, settings=settings).model_dump_json(indent=2) + "\n")
+    file = RunFile(plan=plan, settings=settings, tuning=tuning)
+    atomic_write(folder / RUN, file.model_dump_json(indent=2) + "\n")
     return run.go()
 
 
@@ -161,7 +178,8 @@ def resume_run(folder: Path, report: Report) -> Pretrained:
     set_threads(file.settings.threads)
     task = task_named(file.plan.task)
     data = task.open(folder / "data", file.settings, load_processor(folder))
-    run = Run(folder, task, data, file.plan, file.settings, report, began)
+    first = again(file.tuning, lambda base: task.adapt(base, data)) if file.tuning else None
+    run = Run(folder, task, data, file.plan, file.settings, report, began, file.tuning, first)
     run.recover()
     return run.go()
 
@@ -203,12 +221,12 @@ class Run:
     """The pieces of a run put together, and what is done with each step."""
 
     def __init__(
-        self, folder: Path, task: Task, data: Data, plan: Plan, settings: RunSettings, report: Report, began: float
-    ):
+        self, folder: Path, task: Task, data: Data, plan: Plan, settings: RunSettings, report: Report, began: float,
+        tuning: Tuning | None = None, first: AnyModel | None = None,
+    ):  # fmt: skip
         self.folder, self.task, self.data, self.plan = folder, task, data, plan
-        self.settings, self.report, self.began = settings, report, began
-        device = choose_device(settings.device)
-        self.model = build(plan.model, seed=settings.seed, device=device)
+        self.settings, self.report, self.began, self.tuning = settings, report, began, tuning
+        self.model = self._first_model(first)
         self.learner = task.learner(self.model, data, settings, precision=plan.dtype, compiled=plan.compiled)
         self.batches = data.batches(
             context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed
@@ -218,6 +236,16 @@ class Run:
         self.looked = 0, 0.0  # the step and the second of the last look at the clock
         self.unlogged: list[Step] = []
         self.signal = 0
+
+    def _first_model(self, first: AnyModel | None) -> AnyModel:
+        """A new one, or that which the run begins from, with adapters where it is tuned by them."""
+        device = choose_device(self.settings.device)
+        if self.tuning and self.settings.lora and first is not None:
+            return prepare(self.tuning, first, self.settings.lora, self.settings.seed).to(device)
+        model = build(self.plan.model, seed=self.settings.seed, device=device)
+        if first is not None:
+            model.load_state_dict(first.state_dict())
+        return model
 
     def recover(self) -> None:
         """Take up the last saved state, or begin again when none was saved."""
@@ -234,7 +262,7 @@ class Run:
 
     def go(self) -> Pretrained:
         """Train to the end and return the best model. Ctrl-C and SIGTERM save first, and say how to go on."""
-        save_config(self.folder, self.model, self.data.processor)
+        save_config(self.folder, self.model, self.data.processor, said_of_base(self.settings.lora))
         try:
             with self._listening():
                 self._train()
@@ -243,6 +271,13 @@ class Run:
             self._part()
         self._finish()
         return load(self.folder, device=self.settings.device)
+
+    def _keep(self) -> None:
+        """Make the model of the folder the one of now."""
+        if self.tuning:
+            save_tuned(self.folder, self.model, self.tuning.base)
+        else:
+            save_weights(self.folder, self.model)
 
     def save(self) -> None:
         """Everything that resuming needs, whole or not at all."""
@@ -372,7 +407,7 @@ class Run:
         better = measures["loss"] < progress.best
         if better:
             progress.best, progress.best_measures = measures["loss"], measures
-            save_weights(self.folder, self.model)
+            self._keep()
         said = f"the mean of the last {self.settings.checkpoint.average} states: {told(measures)}"
         self.report.say(f"{said}, {'kept' if better else f'no better than {progress.best:.4f}'}")
 
@@ -383,7 +418,7 @@ class Run:
         better = measures["loss"] < progress.best
         if better:
             progress.best, progress.best_measures, progress.best_step = measures["loss"], measures, step
-            save_weights(self.folder, self.model)
+            self._keep()
         self.report.say(
             f"step {step:,}: validation {told(measures)}{'' if better else f' (best: {progress.best:.4f})'}"
         )
@@ -415,8 +450,8 @@ class Run:
 
     def _part(self) -> None:
         """Tell how to go on, and end as the signal asks."""
-        if not (self.folder / "model.safetensors").exists():
-            save_weights(self.folder, self.model)
+        if not any((self.folder / name).exists() for name in (WHOLE, ADAPTER)):
+            self._keep()
         write_curve(self.folder, self.folder.name)
         self.report.say(
             f"stopped and saved after step {self.progress.step:,}: nextile train --resume {self.folder} goes on"

@@ -10,6 +10,7 @@ from nextile.base.errors import NextileError
 from nextile.checkpoint.weights import read_json
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
+from nextile.nn.lora import Lora
 from nextile.nn.specs import Length, Probability, Side, Width
 from nextile.training.optim import AdamW, Muon, OptimizerSettings
 from nextile.training.schedule import Linear, Schedule
@@ -101,6 +102,18 @@ class PrefixNoise(Settings):
     type: Literal["prefix"] = "prefix"
 
 
+class Preferring(Settings):
+    """How a model learns which of two answers is preferred (Rafailov et al. 2023)."""
+
+    beta: Rate = 0.1  # how much the model is held near the one that it begins from
+
+
+class LoraChoice(Lora):
+    """Adapters beside a base that stays (`--lora R` is lora.rank=R), and what the base is packed as meanwhile."""
+
+    base: Literal["full", "int8", "int4"] = "full"
+
+
 class RunSettings(Settings):
     """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
 
@@ -125,8 +138,10 @@ class RunSettings(Settings):
     words: Words = Words()
     masking: Masking = Masking()
     denoise: Annotated[SpanNoise | PrefixNoise, Field(discriminator="type")] = SpanNoise()
+    preference: Preferring = Preferring()
     images: Images = Images()
     augment: Augmenting = Augmenting()
+    lora: LoraChoice | None = None  # present: what --init names is tuned by adapters
     model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6
 
     def optimizer_settings(self) -> AdamW | Muon:

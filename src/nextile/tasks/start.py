@@ -15,6 +15,7 @@ from torch import nn
 
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained, load
+from nextile.checkpoint.tuned import plain
 from nextile.checkpoint.word2vec import SUFFIXES, WordTable, read_vectors
 from nextile.data.corpora import missing
 from nextile.models.build import AnyModel, build
@@ -113,6 +114,7 @@ def open_start(init: str | Path) -> Start:
             raise NextileError(missing(path, (), "name a model folder, or a .txt or .bin of word vectors"))
         return Start(words=WordStart(read_vectors(path), f"'{path}'"))
     model = load(init, device="cpu")
+    plain(model.model)
     return Start(words=_of_model(model)) if isinstance(model.model, WordVectors) else Start(model)
 
 

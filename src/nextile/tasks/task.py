@@ -22,7 +22,7 @@ from nextile.training.objectives import smooth_and_consistent
 from nextile.training.optim import Optimizer
 
 # Groups of settings that belong to some tasks alone.
-GROUPS = ("words", "masking", "denoise", "images", "augment")
+GROUPS = ("words", "masking", "denoise", "images", "augment", "preference")
 
 
 def all_but(*read: str) -> tuple[str, ...]:

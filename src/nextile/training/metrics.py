@@ -56,6 +56,11 @@ def masked_measures(nats: float, right: int, asked: int) -> dict[str, float]:
     return {"loss": loss, "perplexity": perplexity(loss), "filled": right / asked}
 
 
+def preference_measures(nats: float, right: int, margin: float, asked: int) -> dict[str, float]:
+    """Nats per pair, the share of pairs, 0 to 1, whose chosen answer wins, and by how many nats in the mean."""
+    return {"loss": nats / asked, "accuracy": right / asked, "margin": margin / asked}
+
+
 class Kind(NamedTuple):
     """What is told of a run besides its loss."""
 
@@ -67,7 +72,8 @@ class Kind(NamedTuple):
 KINDS = {
     "filled": Kind("nats per hidden token", "filled in right", "{:.2%}"),
     "told_apart": Kind("nats per word", "told from others", "{:.2%}"),
-    "accuracy": Kind("nats per picture", "right", "{:.2%}"),
+    "margin": Kind("nats per pair", "margin", "{:.4f}"),
+    "accuracy": Kind("nats each", "right", "{:.2%}"),
     "bits_per_dim": Kind("nats per pixel", "bits per dimension", "{:.4f}"),
     "bits_per_byte": Kind("nats per token", "bits per byte", "{:.4f}"),
 }

@@ -1,6 +1,6 @@
 """What a model is asked to do: functions of a model and a batch that return the total loss in nats.
 
-Shapes: B batch, T time, V vocabulary or classes.
+Shapes: B batch, T time, V vocabulary or classes, N pairs of answers.
 An objective sums over the targets asked and never averages: only the loop knows how many the whole step asks, and
 dividing there makes accumulated micro-batches equal to the large batch, token for token.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,47 @@ def r_drop(model: nn.Module, batch: Batch, weight: float, label_smoothing: float
     p, q = first.log_softmax(-1), second.log_softmax(-1)
     apart = ((p.exp() - q.exp()) * (p - q)).sum(-1)  # (B, T) or (B,): the two divergences together
     return right / 2 + weight / 4 * apart.masked_fill(~asked(batch.targets), 0.0).sum()
+
+
+def apart(objective: Objective) -> Objective:
+    """The objective of a decoder whose rows hold several texts: beside the inputs a batch has whose each token is."""
+
+    def of_segments(model: nn.Module, batch: Batch) -> Tensor:
+        def given(ids: Tensor, segments: Tensor) -> Tensor:
+            return model(ids, segments=segments)
+
+        return objective(cast("nn.Module", given), batch)
+
+    return of_segments
+
+
+# --- preferences ----------------------------------------------------------------------------------------------------
+
+
+def answers_log_probability(model: nn.Module, batch: Batch) -> Tensor:
+    """That of the tokens asked of each row, after those before them: (B,) nats, in float32 at least.
+
+    Beside the inputs the batch has where there are tokens, (B, T).
+    """
+    logits = model(batch.inputs, segments=batch.beside[0])  # (B, T, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return -losses.view_as(batch.targets).sum(-1)
+
+
+def gained(model: nn.Module, batch: Batch) -> Tensor:
+    """How much more a model has learned to like the first answer of each pair than the second: (N,) nats.
+
+    Rows 2i and 2i + 1 are pair i; beside the segments the batch has the reference's log-probability of each, (2N,).
+    What both answers begin with counts for both alike.
+    """
+    chosen, rejected = (answers_log_probability(model, batch) - batch.beside[1]).view(-1, 2).unbind(1)
+    return chosen - rejected
+
+
+def preference(model: nn.Module, batch: Batch, beta: float) -> Tensor:
+    """Direct preference optimization (Rafailov et al. 2023, equation 7), summed over the pairs: () nats."""
+    return -F.logsigmoid(beta * gained(model, batch)).sum()
 
 
 def smooth_and_consistent(label_smoothing: float, agreement: float) -> Objective:

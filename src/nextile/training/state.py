@@ -51,11 +51,6 @@ def restore(
 
 
 def _tensors(model: nn.Module, optimizer: Stateful) -> dict[str, Tensor]:
-    """Weights and persistent buffers, tied ones once, beside the optimizer's."""
-    seen: set[int] = set()
-    weights = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            weights[f"model.{name}"] = tensor
+    """The weights that are trained, tied ones once, beside the optimizer's; a model is its parameters."""
+    weights = {f"model.{name}": tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()}
