@@ -53,7 +53,7 @@ def pack8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / _nonzero(scale)).round().to(torch.int8), scale
 
 
-def unpack8(codes: Tensor, scale: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+def unpack8(codes: Tensor, scale: Tensor, offset: None, inputs: int, dtype: torch.dtype) -> Tensor:
     """What `pack8` took, (O, I)."""
     return (codes * scale).to(dtype)
 
@@ -127,67 +127,60 @@ class Product(torch.autograd.Function):
     """x Wᵀ of a packed W. The backward unpacks W again: kept from the forward it would cost what packing saves."""
 
     @staticmethod
-    def forward(x: Tensor, unpack: Unpack, inputs: int, *packed: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, unpack: Unpack, inputs: int, codes: Tensor, scale: Tensor, offset: Tensor | None
+    ) -> Tensor:
         """(..., I) -> (..., O)."""
-        return F.linear(x, unpack(*packed, inputs, x.dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """What the backward needs."""
-        x, ctx.unpack, ctx.inputs, *packed = inputs
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(*packed)
+        ctx.save_for_backward(codes, scale, offset)
+        ctx.unpack, ctx.inputs, ctx.dtype = unpack, inputs, x.dtype
+        return F.linear(x, unpack(codes, scale, offset, inputs, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """(..., O) -> (..., I); what is packed gets no gradient."""
-        packed = ctx.saved_tensors
-        weight = ctx.unpack(*packed, ctx.inputs, gradients[0].dtype)
-        return ((gradients[0] @ weight).to(ctx.dtype), None, None, *[None] * len(packed))
+        (gradient,) = gradients
+        weight = ctx.unpack(*ctx.saved_tensors, ctx.inputs, gradient.dtype)
+        return (gradient @ weight).to(ctx.dtype), None, None, None, None, None
 
 
 class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b of a packed W, which lies in buffers; how it is packed differs by subclass."""
 
     unpack: ClassVar[Unpack]
-    names: ClassVar[tuple[str, ...]]  # of the buffers, in the order that `unpack` takes
 
-    def __init__(self, linear: nn.Linear, packed: tuple[Tensor, ...]):
+    def __init__(self, linear: nn.Linear, codes: Tensor, scale: Tensor, offset: Tensor | None = None):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        for name, tensor in zip(self.names, packed, strict=True):
-            self.register_buffer(name, tensor)
+        self.codes, self.scale = nn.Buffer(codes), nn.Buffer(scale)
+        self.register_buffer("offset", offset)
         self.bias = linear.bias
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix in numbers, (O, I)."""
-        return type(self).unpack(*self._packed(), self.in_features, dtype)
+        return type(self).unpack(self.codes, self.scale, self.offset, self.in_features, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), in x's dtype."""
-        y = Product.apply(x, type(self).unpack, self.in_features, *self._packed())
+        y = Product.apply(x, type(self).unpack, self.in_features, self.codes, self.scale, self.offset)
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def _packed(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self.names]
 
 
 class Int8Linear(QuantizedLinear):
     """`Int8`."""
 
-    unpack, names = staticmethod(unpack8), ("codes", "scale")
+    unpack = staticmethod(unpack8)
 
     def __init__(self, linear: nn.Linear, kind: Int8):
-        super().__init__(linear, pack8(linear.weight.detach()))
+        super().__init__(linear, *pack8(linear.weight.detach()))
 
 
 class Int4Linear(QuantizedLinear):
     """`Int4`."""
 
-    unpack, names = staticmethod(unpack4), ("codes", "scale", "offset")
+    unpack = staticmethod(unpack4)
 
     def __init__(self, linear: nn.Linear, kind: Int4):
-        super().__init__(linear, pack4(linear.weight.detach(), kind.group))
+        super().__init__(linear, *pack4(linear.weight.detach(), kind.group))
 
 
 MODULES = {Int8: Int8Linear, Int4: Int4Linear}
