@@ -132,6 +132,13 @@ def test_a_new_head_is_trained_and_kept_beside_the_adapter(base, tmp_path):
     assert again.classify("the owl eats and the cow sleeps") == model.classify("the owl eats and the cow sleeps")
 
 
+def test_targets_are_named_with_commas_between(text, base, tmp_path):
+    model = tuned(text, base, tmp_path / "run", settings={"lora.targets": "query,value"})
+    assert {path.rpartition(".")[2] for path in lora_parts(model.model)} == {"query", "value"}
+    with pytest.raises(UsageError, match="no linear layer is called 'quary': this model has"):
+        tuned(text, base, tmp_path / "other", settings={"lora.targets": "query,quary"})
+
+
 def test_without_a_model_there_is_nothing_to_tune(text, tmp_path):
     with pytest.raises(UsageError, match="name it by --init"):
         nextile.train(text, lora=2, steps=2, out=tmp_path / "run", report=Silent())

@@ -113,6 +113,11 @@ class LoraChoice(Lora):
 
     base: Literal["full", "int8", "int4"] = "full"
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _with_commas(cls, given: Any) -> Any:
+        return tuple(given.split(",")) if isinstance(given, str) else given
+
 
 class RunSettings(Settings):
     """A run's settings; the names are the command line's (`--set lr=1e-3 --set tokenizer.kind=bpe`)."""
