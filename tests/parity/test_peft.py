@@ -12,7 +12,7 @@ from nextile.base.errors import NextileError
 from nextile.checkpoint import convert
 from nextile.checkpoint.adapters import attach, carriers, save_adapter
 from nextile.checkpoint.store import load_model
-from nextile.checkpoint.weights import load_tensors
+from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
 from nextile.models.families import vit
 from nextile.models.families.table import FAMILIES, family_named
@@ -41,6 +41,9 @@ TARGETS = {
     "qwen3": ["q_proj", "v_proj", "down_proj"],
     "gpt_neox": ["query_key_value", "dense"],
 }
+
+SIZES = {"vocab": 40, "width": 32, "depth": 2, "heads": 4, "hidden": 64}
+PICTURES = {"image": 8, "patch": 4, "classes": ("a", "b"), "width": 32, "depth": 2, "heads": 4, "hidden": 64}
 
 
 def made(name):
@@ -214,7 +217,7 @@ def test_both_train_alike(pair, kind):
     attach(ours, folder)
     losses = [trained(model, kind, read) for model, read in ((ours, ours), (theirs, lambda x: theirs(x).logits))]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) <= 1e-5
-    assert losses[0][0] - losses[0][-2] > 0.01  # control: on the same batch again, they have learned
+    assert losses[0][0] - losses[0][-2] > 1e-3  # control: on the same batch again, they have learned
 
 
 def trained(model, kind, logits):
@@ -242,11 +245,118 @@ def test_an_adapter_of_another_model_is_refused_before_anything_is_changed(pair)
     assert not any(isinstance(module, Adapter) for module in other.modules())
 
 
+# --- what is no sound adapter ---------------------------------------------------------------------------------------
+
+
+SOUND = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def both(down=(2, 32), up=(32, 2)):
+    """Factors of these shapes."""
+    return {f"{MODULE}.lora_A.weight": torch.ones(down), f"{MODULE}.lora_B.weight": torch.ones(up)}
+
+
+def folder_of(tmp_path, settings=None, tensors=None):
+    """A small folder by hand."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps(SOUND | (settings or {})))
+    save_tensors(tmp_path / "adapter_model.safetensors", both() if tensors is None else tensors)
+    return tmp_path
+
+
+def refused(folder, *parts):
+    """The error's line, which says all of this."""
+    with pytest.raises(NextileError) as caught:
+        attach(made("qwen3")[1], folder)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    for part in parts:
+        assert part in message
+    return message
+
+
+def test_the_folder_by_hand_is_sound(tmp_path):
+    assert attach(made("qwen3")[1], folder_of(tmp_path)).rank == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"use_dora": True}, "'use_dora' is True"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is ['lm_head']"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"some_later_variant": {"a": 1}}, "'some_later_variant'"),
+        ({"\x1b[2Jevil\n": "x" * 10_000}, "\\x1b[2Jevil\\n"),
+        ({"r": 1 << 40}, "'rank'"),
+        ({"r": -1}, "'rank'"),
+        ({"r": 3}, "of rank 2"),
+        ({"lora_alpha": float("nan")}, "'alpha'"),
+        ({"lora_alpha": "eight"}, "'alpha'"),
+        ({"lora_dropout": 1.0}, "'dropout'"),
+        ({"rank_pattern": [3]}, "no table"),
+        ({"rank_pattern": {"(a+)+$": 2}}, "nextile reads names only"),
+        ({"alpha_pattern": {"q_proj": -2}}, "'alphas.q_proj'"),
+        ({"target_modules": ["v_proj"]}, "leave out"),
+        ({"target_modules": [["q_proj"]]}, "'targets"),
+    ],
+)
+def test_a_configuration_that_asks_for_more_or_nonsense_is_refused_in_one_line(settings, said, tmp_path):
+    refused(folder_of(tmp_path, settings), said)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "no tensor"),
+        ({f"{MODULE}.lora_A.weight": torch.ones(2, 32)}, "only"),
+        (both(down=(2, 32), up=(32, 3)), "different ranks"),
+        (both(down=(2, 31), up=(32, 2)), "as a matrix"),
+        (both(down=(2, 32), up=(31, 2)), "as a matrix"),
+        (both(down=(64,), up=(32, 2)), "no matrix"),
+        ({f"{MODULE}.lora_A.weight": torch.ones(2, 32).int()}, "no matrix"),
+        ({f"{MODULE}.lora_embedding_A": torch.ones(2, 32)}, "lora_embedding_A"),
+        ({"\x1b]0;evil": torch.ones(2, 32)}, "\\x1b]0;evil"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_in_one_line(tensors, said, tmp_path):
+    refused(folder_of(tmp_path, tensors=tensors), said)
+
+
+def test_a_layer_that_the_model_has_not_is_refused(tmp_path):
+    tensors = {key.replace("layers.0", "layers.9"): value for key, value in both().items()}
+    settings = {"base_model_name_or_path": "\x1b[2Jbase"}
+    refused(folder_of(tmp_path, settings, tensors), "model.layers.9.self_attn.q_proj", "\\x1b[2Jbase")
+
+
+def test_pickles_links_and_missing_files_are_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "adapter_model.safetensors").rename(tmp_path.parent / "elsewhere.safetensors")
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    refused(folder, "safe_serialization")
+    (folder / "adapter_model.safetensors").symlink_to(tmp_path.parent / "elsewhere.safetensors")
+    refused(folder, "leaves its folder")
+    (folder / "adapter_config.json").unlink()
+    refused(folder, "is not an adapter's folder")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"peft_type": "LORA", "r": {}}', "\udcff"])
+def test_a_configuration_that_is_none_is_refused(text, tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogateescape"))
+    refused(folder)
+
+
+def test_a_layer_that_the_familys_files_have_not_as_a_matrix_is_named(tmp_path):
+    model = build(vit.spec(**PICTURES))
+    add_lora(model, Lora(rank=2, targets=("query", "project")))
+    with pytest.raises(NextileError, match=r"embed\.project is no matrix of its own"):
+        save_adapter(tmp_path, model, "base")
+
+
 # --- every family ---------------------------------------------------------------------------------------------------
-
-
-SIZES = {"vocab": 40, "width": 32, "depth": 2, "heads": 4, "hidden": 64}
-PICTURES = {"image": 8, "patch": 4, "classes": ("a", "b"), "width": 32, "depth": 2, "heads": 4, "hidden": 64}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -85,6 +85,11 @@ class Factors(NamedTuple):
     up: Tensor  # B: (O, R)
 
 
+def _name(name: str) -> str:
+    """That somebody else gave, for an error."""
+    return repr(name if len(name) <= 120 else f"{name[:60]}...{name[-40:]}")
+
+
 def _of_pattern(patterns: Mapping[str, Any], module: str) -> Any:
     """The value of the first pattern that a module's name ends in, or, after ^, is; None without one."""
     found = [name for name in (*_endings(module), f"^{module}") if name in patterns]
@@ -177,12 +182,12 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Factors]]
     for module, (down, _) in factors.items():
         if down.shape[0] != config.rank_of(module):
             raise NextileError(
-                f"'{folder}' has {shown(module)} of rank {down.shape[0]} and {CONFIG} says {config.rank_of(module)}: "
+                f"'{folder}' has {_name(module)} of rank {down.shape[0]} and {CONFIG} says {config.rank_of(module)}: "
                 "get a sound copy of it"
             )
         if not config.names(module):
             raise NextileError(
-                f"'{folder}' has {shown(module)}, which target_modules in {CONFIG} leave out: get a sound copy of it"
+                f"'{folder}' has {_name(module)}, which target_modules in {CONFIG} leave out: get a sound copy of it"
             )
     return config, factors
 
@@ -223,7 +228,7 @@ def _refuse_variants(found: Mapping[str, Any], path: Path) -> None:
     for name, value in found.items():
         if name not in IDLE | READ and value:
             raise NextileError(
-                f"'{path}': {shown(name)} is {shown(value)}; nextile reads plain LoRA of linear layers only"
+                f"'{path}': {_name(name)} is {shown(value)}; nextile reads plain LoRA of linear layers only"
             )
 
 
@@ -234,7 +239,7 @@ def _patterns(found: Any, path: Path) -> dict[str, Any]:
     plain = {name.replace("\\.", ".").removesuffix("$"): value for name, value in found.items()}
     wrong = next((name for name in plain if not re.fullmatch(r"\^?[\w.-]+", name)), None)
     if wrong is not None:
-        raise NextileError(f"'{path}': the pattern {shown(wrong)} is no module's name; nextile reads names only")
+        raise NextileError(f"'{path}': the pattern {_name(wrong)} is no module's name; nextile reads names only")
     return plain
 
 
@@ -243,17 +248,17 @@ def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Factors]:
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if match is None:
-            raise NextileError(f"'{path}' has {shown(name)}; nextile reads lora_A and lora_B of linear layers only")
+            raise NextileError(f"'{path}' has {_name(name)}; nextile reads lora_A and lora_B of linear layers only")
         if tensor.dim() != 2 or not tensor.is_floating_point():
-            raise NextileError(f"'{path}' has {shown(name)}, which is no matrix of numbers: get a sound copy of it")
+            raise NextileError(f"'{path}' has {_name(name)}, which is no matrix of numbers: get a sound copy of it")
         sides[match["side"]][match["module"]] = tensor
     alone = sorted(sides["A"].keys() ^ sides["B"].keys())
     if alone or not tensors:
-        what = f"one of the two factors of {shown(alone[0])} only" if alone else "no tensor"
+        what = f"one of the two factors of {_name(alone[0])} only" if alone else "no tensor"
         raise NextileError(f"'{path}' has {what}: get a complete copy of it")
     for module, down in sides["A"].items():
         if sides["B"][module].shape[1] != down.shape[0]:
-            raise NextileError(f"'{path}' has factors of different ranks for {shown(module)}: get a sound copy of it")
+            raise NextileError(f"'{path}' has factors of different ranks for {_name(module)}: get a sound copy of it")
     return {module: Factors(down, sides["B"][module]) for module, down in sides["A"].items()}
 
 
@@ -269,7 +274,7 @@ def attach(model: AnyModel, folder: str | Path, name: str = DEFAULT, family: str
     unknown = sorted(factors.keys() - known.keys())
     if unknown:
         raise NextileError(
-            f"'{folder}' adapts {shown(unknown[0])}, which is no linear layer of this model: attach it to its base"
+            f"'{folder}' adapts {_name(unknown[0])}, which is no linear layer of this model: attach it to its base"
             + (f", {shown(config.base)}" if config.base else "")
         )
     layers, adapters = adaptable(model), {}
@@ -285,7 +290,7 @@ def _check_sizes(module: str, pair: Factors, layers: Sequence[Layer], folder: st
     found = (pair.up.shape[0], pair.down.shape[1])
     if found != wanted:
         raise NextileError(
-            f"'{folder}' adapts {shown(module)} as a matrix {found} and here it is {wanted}: attach it to its base"
+            f"'{folder}' adapts {_name(module)} as a matrix {found} and here it is {wanted}: attach it to its base"
         )
 
 

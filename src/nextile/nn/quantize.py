@@ -7,12 +7,13 @@ Embeddings, heads and norms stay as they are, and so do experts, whose matrices 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError
@@ -123,26 +124,6 @@ def _nonzero(divisor: Tensor) -> Tensor:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-class Product(torch.autograd.Function):
-    """x Wᵀ of a packed W. The backward unpacks W again: kept from the forward it would cost what packing saves."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, unpack: Unpack, inputs: int, codes: Tensor, scale: Tensor, offset: Tensor | None
-    ) -> Tensor:
-        """(..., I) -> (..., O)."""
-        ctx.save_for_backward(codes, scale, offset)
-        ctx.unpack, ctx.inputs, ctx.dtype = unpack, inputs, x.dtype
-        return F.linear(x, unpack(codes, scale, offset, inputs, x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """(..., O) -> (..., I); what is packed gets no gradient."""
-        (gradient,) = gradients
-        weight = ctx.unpack(*ctx.saved_tensors, ctx.inputs, gradient.dtype)
-        return (gradient @ weight).to(ctx.dtype), None, None, None, None, None
-
-
 class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b of a packed W, which lies in buffers; how it is packed differs by subclass."""
 
@@ -160,9 +141,14 @@ class QuantizedLinear(nn.Module):
         return type(self).unpack(self.codes, self.scale, self.offset, self.in_features, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in x's dtype."""
-        y = Product.apply(x, type(self).unpack, self.in_features, self.codes, self.scale, self.offset)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        """(..., I) -> (..., O). A backward unpacks again: kept from here the numbers would cost what packing saves."""
+        if not torch.is_grad_enabled():
+            return self._product(x)
+        return cast(Tensor, checkpoint(self._product, x, use_reentrant=False, preserve_rng_state=False))
+
+    def _product(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantized(x.dtype), bias)
 
 
 class Int8Linear(QuantizedLinear):

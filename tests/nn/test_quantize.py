@@ -1,0 +1,183 @@
+"""Weights in 8 and 4 bits: how far off they may be, and that all but the weights is as it was."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nextile.base.errors import NextileError
+from nextile.models.build import build, skeleton
+from nextile.models.families import gpt2, mixtral
+from nextile.nn import quantize as packing
+from nextile.nn.linear import Linear
+from nextile.nn.lora import Lora, add_lora
+from nextile.nn.quantize import Int4, Int8, QuantizedLinear, pack4, pack8, quantize, unpack4, unpack8
+
+KINDS = [Int8(), Int4(group=32), Int4(group=64), Int4(group=128)]
+GROUPS = [32, 64, 128]
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def model():
+    return build(gpt2.spec(vocab=40, context=16, width=48, depth=2, heads=2), seed=1)
+
+
+def ids():
+    return torch.randint(0, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+def read4(weight, group):
+    return unpack4(*pack4(weight, group), weight.shape[1], torch.float32)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_int8_is_off_by_no_more_than_a_254th_of_a_rows_largest(size):
+    weight = drawn(64, 100) * size * torch.logspace(-2, 2, 64)[:, None]
+    codes, scale = pack8(weight)
+    assert codes.dtype == torch.int8
+    error = (unpack8(codes, scale, None, 100, torch.float32) - weight).abs().amax(1)
+    assert (error <= weight.abs().amax(1) / 254 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_int4_is_nowhere_worse_than_half_a_step_of_the_plain_grid(group):
+    weight = drawn(32, 256) * torch.logspace(-3, 3, 32)[:, None] + drawn(32, 1, seed=1)
+    codes, scale, offset = pack4(weight, group)
+    assert codes.shape == (32, 256 // group, group // 2)
+    assert (codes.dtype, scale.dtype, offset.dtype) == (torch.uint8, torch.bfloat16, torch.bfloat16)
+    groups = weight.unflatten(1, (-1, group))
+    step = (groups.amax(-1) - groups.amin(-1)) / 15
+    rounding = groups.abs().amax(-1) / 128  # of the grid itself to bfloat16
+    error = (read4(weight, group).unflatten(1, (-1, group)) - groups).square().mean(-1).sqrt()
+    assert (error <= step / 2 + rounding).all()
+
+
+@pytest.mark.parametrize(("group", "share"), [(32, 0.86), (64, 0.89), (128, 0.92)])
+def test_the_search_takes_away_square_error(group, share, monkeypatch):
+    weight = drawn(64, 512)
+    searched = (read4(weight, group) - weight).square().mean()
+    monkeypatch.setattr(packing, "STARTS", ())
+    assert searched < share * (read4(weight, group) - weight).square().mean()
+
+
+def test_a_group_of_sixteen_even_steps_is_exact():
+    weight = (torch.arange(32) % 16 - 5.0).repeat(3, 2)
+    assert torch.equal(read4(weight, 32), weight)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5])
+def test_a_constant_matrix_is_exact(value):
+    weight = torch.full((4, 64), value)
+    assert torch.equal(read4(weight, 32), weight)
+    torch.testing.assert_close(unpack8(*pack8(weight), None, 64, torch.float32), weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("inputs", [1, 31, 33, 100])
+def test_inputs_that_fill_no_group_cost_no_precision(inputs):
+    weight = drawn(5, inputs) + 10  # far from zero, so that a filling of zeros would be seen
+    error = (read4(weight, 32) - weight).abs().max()
+    assert error <= (weight.max() - weight.min()) / 15 + 0.1
+    codes, scale, _ = pack4(weight, 32)
+    assert codes.shape == (5, -(-inputs // 32), 16)
+    assert scale.max() <= 1.1 * (weight.max() - weight.min()) / 15
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_layer_multiplies_by_what_it_unpacks_in_the_dtype_of_its_input(kind, dtype):
+    layer = packing.MODULES[type(kind)](nn.Linear(100, 7), kind)
+    x = drawn(3, 5, 100).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    wanted = F.linear(x, layer.dequantized(dtype), layer.bias.to(dtype))
+    assert torch.equal(y, wanted)
+    with torch.no_grad():
+        assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_the_input_and_no_weight_is_kept_for_them(kind):
+    layer = packing.MODULES[type(kind)](nn.Linear(128, 128), kind)
+    x = drawn(2, 128).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x)
+    y.square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * y.detach() @ layer.dequantized())
+    numbers = sum(t.numel() for t in kept if t.is_floating_point())
+    assert numbers < 128 * 128  # control: of a plain layer they are the matrix
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_blocks_matrices_are_packed_and_nothing_else(kind):
+    ours, before = model(), model()
+    paths = quantize(ours, kind)
+    linear = [path for path, part in before.named_modules() if isinstance(part, nn.Linear)]
+    assert paths == linear
+    assert all(isinstance(ours.get_submodule(path), QuantizedLinear) for path in paths)
+    kept = dict(ours.named_parameters())
+    assert kept.keys() == {name for name, _ in before.named_parameters()} - {f"{path}.weight" for path in paths}
+    assert all(torch.equal(value, before.get_parameter(name)) for name, value in kept.items())
+
+
+def test_what_chooses_experts_is_left_as_it_is():
+    ours = build(mixtral.spec(vocab=40, width=32, depth=1, heads=2, hidden=32))
+    assert {path.rpartition(".")[2] for path in quantize(ours, Int8())} == {"query", "key", "value", "out"}
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(Int8(), 0.02), (Int4(), 0.3)])
+@torch.no_grad()
+def test_a_model_says_nearly_the_same(kind, limit):
+    ours = model()
+    for parameter in ours.parameters():
+        parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    before = ours(ids())
+    quantize(ours, kind)
+    off = (ours(ids()) - before).square().mean().sqrt() / before.std()
+    assert 0 < off < limit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_state_dict_fills_an_empty_model(kind):
+    ours = model()
+    quantize(ours, kind)
+    empty = skeleton(ours.spec)
+    quantize(empty, kind)
+    empty.load_state_dict(ours.state_dict(), assign=True)
+    assert torch.equal(empty(ids()), ours(ids()))
+
+
+def test_under_adapters_their_base_is_packed_and_they_are_not():
+    ours = model()
+    adapted = add_lora(ours, Lora(rank=2, targets=("query",)))
+    assert {f"{path}.base" for path in adapted} <= set(quantize(ours, Int4()))
+    assert not any("adapters" in path for path, part in ours.named_modules() if isinstance(part, QuantizedLinear))
+
+
+def test_packing_twice_is_an_error_in_one_line():
+    ours = model()
+    quantize(ours, Int8())
+    with pytest.raises(NextileError, match="no linear layer of a block is left"):
+        quantize(ours, Int4())
+
+
+@torch.no_grad()
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_changed():
+    ours = model()
+    ours.get_parameter("stack.blocks.1.feed_forward.inner.down.weight")[0, 0] = torch.inf
+    with pytest.raises(NextileError, match="down holds numbers that are not finite"):
+        quantize(ours, Int8())
+    assert isinstance(ours.get_submodule("stack.blocks.0.self_attention.inner.query"), Linear)
