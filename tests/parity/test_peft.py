@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from torch import nn
 from torch.nn import functional as F
 
 from nextile.base.errors import NextileError
@@ -16,7 +17,7 @@ from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
 from nextile.models.families import vit
 from nextile.models.families.table import FAMILIES, family_named
-from nextile.nn.lora import Adapter, Lora, adaptable, adapters_of, add_lora, merge, use_adapter
+from nextile.nn.lora import Adapter, Lora, adaptable, adapters_of, add_lora, merge, put_adapters, use_adapter
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -162,6 +163,20 @@ def test_what_is_written_here_gives_the_same_in_peft(name, tmp_path, targets):
     save_adapter(tmp_path / "again", again, "base")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_layers_of_one_matrix_may_have_their_own_ranks_and_scales(tmp_path):
+    theirs, ours = made("gpt2")
+    layer = "stack.blocks.1.self_attention.inner"
+    shapes = {"query": (2, 3.0), "value": (5, 4.0), "out": (1, 7.0)}
+    adapters = {f"{layer}.{part}": Adapter(32, 32, *shape) for part, shape in shapes.items()}
+    for number, adapter in enumerate(adapters.values()):
+        adapter.initialise(torch.Generator().manual_seed(number))
+        nn.init.normal_(adapter.up.weight, 0, 0.2)
+    put_adapters(ours, adapters)
+    save_adapter(tmp_path, ours, "base")
+    model = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    assert difference(ours, model) <= 1e-5
 
 
 def test_peft_adapts_no_layer_more(name, tmp_path):
