@@ -262,9 +262,11 @@ class Model(Pretrained):
         """The task that says how well it does: of a language model what the data asks, or what its run learned."""
         if self.task != "lm":
             return self.task
-        recorded = self.folder is not None and (self.folder / run.RUN).exists()
-        own = run.read_run(self.folder).plan.task if recorded and not sources else self.task  # type: ignore[arg-type]
-        asked = run.task_for(sources, None).name if sources else own
+        asked = self.task
+        if sources:
+            asked = run.task_for(sources, None).name
+        elif self.folder is not None and (self.folder / run.RUN).exists():
+            asked = run.read_run(self.folder).plan.task
         return asked if asked in ("chat", "prefer") else self.task
 
     def _refuse_others(self) -> None:

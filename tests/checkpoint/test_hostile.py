@@ -350,7 +350,7 @@ def test_a_header_that_is_none(tmp_path, case):
     began = time.process_time()
     with pytest.raises(NextileError, match="is damaged or no safetensors file") as caught:
         load_tensors(tmp_path / "file")
-    assert time.process_time() - began < 8.0
+    assert time.process_time() - began < 1.0
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2500
 

@@ -66,6 +66,17 @@ def typed(monkeypatch, *lines):
     return list(chat.spoken(terminal=True))
 
 
+def test_a_question_too_long_is_said_and_the_conversation_goes_on(nextile_, folder, monkeypatch):
+    given = iter(["ab?", "a" * 200, "cd?"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(given, "/quit"))
+    answer = nextile_("chat", folder, *OPTIONS)
+    assert answer.code == 0
+    assert "the model reads 96: shorten it" in answer.err
+    assert len(answer.out.splitlines()) >= 3
+
+
 def test_lines_are_joined_where_they_ask_for_it(monkeypatch):
     assert typed(monkeypatch, "one\\", "two", '"""three', "four", '"""', "five") == ["one\ntwo", "three\nfour", "five"]
 

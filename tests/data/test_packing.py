@@ -126,7 +126,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(pairs):
     data = packed(pairs(sides))
     assert data.left_out == 1
     assert 104 not in [source[0] for batch in data.once() for source, _, _ in unpacked(batch)]
-    with pytest.raises(NextileError, match="no pair fits in a context of 1 tokens, the shortest has"):
+    with pytest.raises(NextileError, match=r"no pair fits in a context of 1 tokens, the shortest has [1-9]"):
         packed(pairs(sides), length=1)
 
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nextile.models import count
 from nextile.models.build import build
-from nextile.models.families import gpt2, marian, qwen3
+from nextile.models.families import gpt2, marian, mistral, qwen3
 from nextile.models.families.table import family_of
 from nextile.nn import specs
 from nextile.nn.tap import record
@@ -118,3 +118,13 @@ def test_a_cache_is_as_large_as_it_is_counted():
     spec = qwen3.spec(vocab=9, context=32, width=32, depth=3, heads=4, kv_heads=2)
     layers = build(spec).new_cache(5, 20).layers
     assert count.cache_memory(spec, rows=5, length=20) == sum(kept.keys.nbytes + kept.values.nbytes for kept in layers)
+
+
+def test_a_window_is_counted_as_far_as_it_reaches():
+    spec = mistral.spec(vocab=9, context=64, width=8, depth=2, heads=1, hidden=8, window=4)
+    stack, whole = spec.stack, spec.stack.model_copy(update={"local": None})
+    seen = [min(t + 1, 4) for t in range(64)]  # tokens that each token sees
+    assert count.seen_in(4, 64) == pytest.approx(sum(seen) / 64, abs=0.5)  # half of a square counts no diagonal
+    assert count.score_flops(stack, 64) == 2 * 2 * 2 * 8 * count.seen_in(4, 64)
+    assert count.score_flops(whole, 64) == 2 * 2 * 2 * 8 * 32
+    assert count.seen_in(64, 64) == count.seen_in(100, 64) == 32

@@ -8,7 +8,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_PAIRS, TINY_PICTURES
 
 import nextile
 from nextile.base.errors import NextileError, UsageError
@@ -159,3 +159,51 @@ def test_an_adapter_that_is_its_own_base_is_refused(text, base, tmp_path):
     (tmp_path / "run" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(NextileError, match="is an adapter itself"):
         nextile.load(tmp_path / "run", device="cpu")
+
+
+# --- every kind of model --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{line.strip()}\t{line.strip()[::-1]}\n" for line in LINES))
+    return path
+
+
+KINDS = {
+    "translate": ("pairs", TINY_PAIRS | {"context": 64}, None),
+    "marian": ("pairs", TINY_PAIRS | {"context": 64}, "marian"),
+    "masked": ("text", TINY, None),
+    "bert": ("text", TINY, "bert"),
+    "denoise": ("text", TINY_PAIRS, None),
+    "classify": ("photos", TINY_PICTURES, None),
+    "vit": ("photos", TINY_PICTURES, "vit"),
+    "paint": ("photos", TINY_PICTURES, None),
+}
+NAMES = {"marian": "translate", "bert": "masked", "vit": "classify"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_every_kind_is_tuned_saved_and_resumed(kind, request, tmp_path):
+    source, settings, preset = KINDS[kind]
+    data, task = request.getfixturevalue(source), NAMES.get(kind, kind)
+    settings = {**settings, "batch": 4}
+    nextile.train(data, task=task, preset=preset, steps=2, out=tmp_path / "base", settings=settings, report=Silent())
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    settings = {name: value for name, value in settings.items() if not name.startswith(("model.", "images."))}
+    settings["checkpoint.every"] = 2
+    nextile.train(
+        data, task=task, init=tmp_path / "base", lora=2, steps=4, out=tmp_path / "run",
+        settings={name: value for name, value in settings.items() if not name.startswith("tokenizer.")},
+        report=Silent(),
+    )  # fmt: skip
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
+    whole = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "state" / "step-00000004")
+    (tmp_path / "run" / "adapter_model.safetensors").unlink()
+    again = nextile.train(resume=tmp_path / "run", report=Silent())
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == whole
+    assert lora_parts(again.model)
+    again.save(tmp_path / "merged")
+    assert nextile.load(tmp_path / "merged", device="cpu").spec == again.spec

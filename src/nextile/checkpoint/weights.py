@@ -218,6 +218,8 @@ class _Scanner:
 
 def _parse(data: bytes) -> tuple[dict[str, memoryview], dict[str, Place]]:
     """The metadata and the tensors of a header. Errors: ValueError for anything that is none."""
+    if data.count(b'"data_offsets"') > MOST_TENSORS:  # told at once, and not when so many were read
+        raise ValueError(f"it has more than {MOST_TENSORS:,} tensors")
     scanner, metadata, places = _Scanner(data), {}, {}
     scanner.need(_OPEN)
     for _ in scanner.members():

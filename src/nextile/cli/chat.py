@@ -57,12 +57,19 @@ def chat(
         )  # fmt: skip
 
     talk = begin()
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json  # what is not an answer is for a terminal alone
     for text in spoken(terminal):
         if terminal and text in ("/new", "/back"):
             talk = _command(text, talk, begin)
         elif text.strip():
             _answer(talk, text, json=json, terminal=terminal)
+
+
+def _said(error: Any) -> None:
+    """One question that cannot be answered ends no conversation."""
+    from nextile.tasks.report import choose
+
+    choose().warn(str(error))
 
 
 def _command(text: str, talk: Any, begin: Any) -> Any:
@@ -75,6 +82,8 @@ def _command(text: str, talk: Any, begin: Any) -> Any:
 
 def _answer(talk: Any, text: str, *, json: bool, terminal: bool) -> None:
     """Write the answer as it comes; Ctrl-C in a terminal ends the answer alone."""
+    from nextile.base.errors import NextileError
+
     pieces = talk.ask(text)
     if json:
         write_json({"role": "assistant", "content": "".join(pieces).strip()})
@@ -86,6 +95,10 @@ def _answer(talk: Any, text: str, *, json: bool, terminal: bool) -> None:
         pieces.close()
         if not terminal:
             raise
+    except NextileError as error:
+        if not terminal:
+            raise
+        _said(error)
     write("\n")
 
 

@@ -199,9 +199,9 @@ class PackedPairs(PackedRows):
         refuse_sizes(length, batch)
         fitting = np.flatnonzero(pairs.longest <= length)
         if not len(fitting):
+            shortest = min(pairs.longest.tolist(), default=0)
             raise NextileError(
-                f"no pair fits in a context of {length} tokens, the shortest has {pairs.longest.min(initial=0)}: "
-                "set a longer context"
+                f"no pair fits in a context of {length} tokens, the shortest has {shortest}: set a longer context"
             )
         self.pairs, self.start = pairs, start
         self.left_out = len(pairs) - len(fitting)

@@ -200,11 +200,23 @@ def deep_parameters(spec: DeepSpec) -> Parameters:
 
 def score_flops(stack: specs.Stack, length: int) -> float:
     """FLOPs per token of Q Kᵀ and of the weighted average of V, in a row, and beside a memory, of `length` tokens."""
-    seen = [length / 2 if stack.causal else length, length]  # of its own row, of the memory
-    pairs = sum(
-        part.heads * part.head_width(stack.width) * keys for part, keys in zip(attentions_of(stack), seen, strict=False)
-    )
-    return stack.depth * 2 * 2 * pairs
+    whole = length / 2 if stack.causal else length
+    windows = [whole if window is None else seen_in(window, length) for window in windows_of(stack)]  # block by block
+    inner = [part.heads * part.head_width(stack.width) for part in attentions_of(stack)]
+    seen = [sum(windows), stack.depth * length]  # of its own row, of the memory
+    return 2 * 2 * sum(map(mul, inner, seen))
+
+
+def windows_of(stack: specs.Stack) -> list[int | None]:
+    """How many tokens each block sees at most; None: all before."""
+    local = stack.local
+    return [local.window if local and local.holds(index) else None for index in range(stack.depth)]
+
+
+def seen_in(window: int, length: int) -> float:
+    """How many tokens one of `length` sees on average, none of them further back than the window; half of a square."""
+    window = min(window, length)
+    return window - window * window / (2 * length)
 
 
 def forward_flops(spec: AnySpec, length: int) -> float:

@@ -38,11 +38,9 @@ from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, text_only, tokens_of
 from nextile.text.chat import Chat
 from nextile.text.tokenizer import Tokenizer
-from nextile.training.learner import GradientLearner, Learner
 from nextile.training.loop import evaluate
 from nextile.training.metrics import perplexity
-from nextile.training.objectives import apart, next_token, smooth_and_consistent
-from nextile.training.optim import Optimizer
+from nextile.training.objectives import Objective, apart, next_token
 
 TOGETHER = 3.0  # usual conversations that share a row, at least
 ROWS = 8  # of a step
@@ -241,15 +239,9 @@ class Conversing(TextTask):
         """What `prepare` stored."""
         return ChatData(*stored_answers(folder, processor))
 
-    def learner(
-        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
-    ) -> Learner:
-        """The next token of the answers, with labels as smooth and passes as consistent as the settings say."""
-        optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
-        objective = apart(smooth_and_consistent(settings.label_smoothing, settings.r_drop))
-        return GradientLearner(
-            model, objective, optimizer, clip=settings.clip, precision=precision, compiled=compiled
-        )  # fmt: skip
+    def objective(self, settings: RunSettings) -> Objective:
+        """That of all tasks, of the answers alone."""
+        return apart(super().objective(settings))
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

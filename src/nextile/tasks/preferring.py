@@ -49,11 +49,10 @@ from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, recorded
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS
-from nextile.training.learner import GradientLearner, Learner
+from nextile.training.learner import GradientLearner
 from nextile.training.loop import evaluate
 from nextile.training.metrics import preference_measures
-from nextile.training.objectives import answers_log_probability, gained, preference
-from nextile.training.optim import Optimizer
+from nextile.training.objectives import Objective, answers_log_probability, gained, preference
 
 ROWS = 16  # of a step: eight pairs
 SETTINGS: Mapping[str, Any] = MappingProxyType({"optimizer": {"type": "adamw", "lr": 5e-5, "weight_decay": 0.0}})
@@ -173,6 +172,7 @@ class Preferring(TextTask):
     rows: int | None = ROWS
     presets: Mapping[str, ModuleType] = PRESETS
     settings: Mapping[str, Any] = SETTINGS
+    learns: type[GradientLearner] = Steady
     unread: Collection[str] = (*all_but("preference"), "label_smoothing", "r_drop", "tokenizer", "dropout")
 
     def suits(self, sources: Sequence[str]) -> bool:
@@ -203,13 +203,9 @@ class Preferring(TextTask):
         """What `prepare` stored."""
         return PreferenceData(*stored_answers(folder, processor), settings.preference.beta)
 
-    def learner(
-        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
-    ) -> Learner:
-        """DPO, without dropout."""
-        optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
-        objective = partial(preference, beta=settings.preference.beta)
-        return Steady(model, objective, optimizer, clip=settings.clip, precision=precision, compiled=compiled)
+    def objective(self, settings: RunSettings) -> Objective:
+        """DPO."""
+        return partial(preference, beta=settings.preference.beta)
 
     def trial(self, folder: Path) -> str:
         """The command that shows what the model does."""

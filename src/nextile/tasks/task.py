@@ -18,7 +18,7 @@ from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
 from nextile.tasks.start import Start, WordStart, refuse_words
 from nextile.training.learner import GradientLearner, Learner
-from nextile.training.objectives import smooth_and_consistent
+from nextile.training.objectives import Objective, smooth_and_consistent
 from nextile.training.optim import Optimizer
 
 # Groups of settings that belong to some tasks alone.
@@ -146,6 +146,7 @@ class GradientTask:
     rows: int | None = None
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
+    learns: type[GradientLearner] = GradientLearner
 
     def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
         """Not so. Errors: UsageError."""
@@ -162,12 +163,15 @@ class GradientTask:
     def learner(
         self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
     ) -> Learner:
-        """The next token, or what a batch asks, with labels as smooth and passes as consistent as the settings say."""
+        """What follows the gradients of the task's objective."""
         optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
-        objective = smooth_and_consistent(settings.label_smoothing, settings.r_drop)
-        return GradientLearner(
-            model, objective, optimizer, clip=settings.clip, precision=precision, compiled=compiled
-        )  # fmt: skip
+        return self.learns(
+            model, self.objective(settings), optimizer, clip=settings.clip, precision=precision, compiled=compiled
+        )
+
+    def objective(self, settings: RunSettings) -> Objective:
+        """The next token, or what a batch asks, with labels as smooth and passes as consistent as the settings say."""
+        return smooth_and_consistent(settings.label_smoothing, settings.r_drop)
 
 
 class TextTask(GradientTask):

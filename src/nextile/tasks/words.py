@@ -130,7 +130,7 @@ class WordEmbedding(GradientTask):
     counts = "words"
     rows: int | None = ROWS
     unread: Collection[str] = (
-        "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile", "tokenizer.kind",
+        "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile", "tokenizer.kind", "lora",
         *all_but("words"),
     )  # fmt: skip
     settings: Mapping[str, Any] = {

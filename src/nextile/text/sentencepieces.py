@@ -160,7 +160,8 @@ def _specials(pieces: Iterable[Piece], trainer: dict[int, Any]) -> dict[str, str
     roles = {"bos_token": (46, b"<s>"), "eos_token": (47, b"</s>"), "pad_token": (48, b"<pad>")}
     named = {role: _bytes(trainer, number, usual).decode() for role, (number, usual) in roles.items()}
     found = {role: text for role, text in named.items() if text in controls}
-    return found | dict(("unk_token", piece.text) for piece in pieces if piece.use == UNKNOWN)  # noqa: C402
+    unknown = next((piece.text for piece in pieces if piece.use == UNKNOWN), None)
+    return found if unknown is None else found | {"unk_token": unknown}
 
 
 def _check(model: Model) -> None:

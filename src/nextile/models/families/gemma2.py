@@ -71,10 +71,16 @@ def scalar_of(stack: specs.Stack) -> int:
     return stack.attention.head_width(stack.width) if scale is None else round(scale**-2)
 
 
+def expect_this_shape(config: Mapping[str, Any]) -> None:
+    """Refuse what no Gemma may be here."""
+    expect(config, tie_word_embeddings=True)
+    if config.get("use_bidirectional_attention") is not None:  # null there, where it means no
+        expect(config, use_bidirectional_attention=False)
+
+
 def from_config(config: Mapping[str, Any]) -> specs.Transformer:
     """The spec of a `config.json`; without layer_types every other block sees a window, the first among them."""
-    expect(config, tie_word_embeddings=True)
-    expect(config if config.get("use_bidirectional_attention") else {}, use_bidirectional_attention=False)
+    expect_this_shape(config)
     said = {"sliding_window": 4096, **config}
     return spec(
         **like.sizes_here({"head_dim": 256, **config}, context=8192),

@@ -5,8 +5,8 @@ from math import sqrt
 from typing import Any
 
 from nextile.models.families import llamalike as like
-from nextile.models.families.gemma2 import NORMS, activation_name, scalar_of, scale_of
-from nextile.models.families.keymap import Rule, activation_here, expect
+from nextile.models.families.gemma2 import NORMS, activation_name, expect_this_shape, scalar_of, scale_of
+from nextile.models.families.keymap import Rule, activation_here
 from nextile.nn import specs
 
 MODEL_TYPE, ARCHITECTURE = "gemma3_text", "Gemma3ForCausalLM"
@@ -60,8 +60,7 @@ def spec(
 
 def from_config(config: Mapping[str, Any]) -> specs.Transformer:
     """The spec of a `config.json`; without layer_types five blocks of six see a window."""
-    expect(config, tie_word_embeddings=True)
-    expect(config if config.get("use_bidirectional_attention") else {}, use_bidirectional_attention=False)
+    expect_this_shape(config)
     everywhere, windows = _rotaries_here(config)
     every = config.get("sliding_window_pattern", 6)
     pattern = tuple((i + 1) % every != 0 for i in range(min(every, 1024)))

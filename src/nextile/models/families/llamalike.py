@@ -77,15 +77,13 @@ def sizes_here(config: Mapping[str, Any], *, context: int = 2048, eps: float = 1
 def sizes_there(model: specs.Transformer) -> dict[str, Any]:
     """The words of a `config.json` that all these families have."""
     stack, attention = model.stack, model.stack.attention
-    assert attention.kv_heads is not None
-    assert stack.feed_forward.hidden
     return {
         "vocab_size": model.embed.vocab,
         "max_position_embeddings": model.context,
         "hidden_size": stack.width,
         "num_hidden_layers": stack.depth,
         "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+        "num_key_value_heads": attention.kv_heads or attention.heads,
         "head_dim": attention.head_width(stack.width),
         "intermediate_size": stack.feed_forward.hidden,
         "hidden_act": activation_there(stack.feed_forward.activation),
@@ -96,9 +94,9 @@ def sizes_there(model: specs.Transformer) -> dict[str, Any]:
     }
 
 
-def is_tied(config: Mapping[str, Any], *, unsaid: bool = False) -> bool:
-    """Whether the head is the embedding; unsaid: what this family means where nothing is said."""
-    return config.get("tie_word_embeddings", unsaid)
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding."""
+    return config.get("tie_word_embeddings", False)
 
 
 def gated_here(config: Mapping[str, Any]) -> specs.GatedMLP:
@@ -162,6 +160,23 @@ def windowed(config: Mapping[str, Any], pattern: tuple[bool, ...]) -> specs.Loca
     if kinds is not None:
         pattern = repeating(tuple(_is_local(kind) for kind in kinds))
     return specs.Local(window=window, pattern=pattern) if window is not None and any(pattern) else None
+
+
+def late_windows(config: Mapping[str, Any]) -> specs.Local | None:
+    """Qwen's: where they are used, the blocks from `max_window_layers` on, if `layer_types` says no others."""
+    if not config.get("use_sliding_window", False):
+        return None
+    full = config.get("max_window_layers", 28)
+    return windowed(config, tuple(i >= full for i in range(min(config["num_hidden_layers"], 1024))))
+
+
+def late_windows_there(stack: specs.Stack) -> dict[str, Any]:
+    """What `late_windows` reads."""
+    return {
+        "use_sliding_window": stack.local is not None,
+        "sliding_window": None if stack.local is None else stack.local.window,
+        "layer_types": layer_types(stack),
+    }
 
 
 def _is_local(kind: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nextile.models.families.keymap import Rule, activation_here, activation_there, by_head, expect, same
+from nextile.models.families.keymap import Rule, activation_here, activation_there, by_head, same
 from nextile.models.families.llamalike import rotary_here, rotary_there
 from nextile.nn import specs
 
@@ -61,7 +61,6 @@ def spec(
 
 def from_config(config: Mapping[str, Any]) -> specs.Transformer:
     """The spec of a `config.json`."""
-    expect(config, is_decoder=config.get("is_decoder", False))
     base, share = config.get("rotary_emb_base", 10_000.0), config.get("rotary_pct", 0.25)
     return spec(
         vocab=config["vocab_size"],

@@ -47,15 +47,12 @@ def spec(
 
 
 def from_config(config: Mapping[str, Any]) -> specs.Transformer:
-    """The spec of a `config.json`; without layer_types the blocks from max_window_layers on see a window."""
-    sizes = like.sizes_here(config, context=32_768)
-    depth, full = sizes["depth"], config.get("max_window_layers", 28)
-    pattern = tuple(i >= full for i in range(min(depth, 1024)))
+    """The spec of a `config.json`."""
     return spec(
-        **sizes,
+        **like.sizes_here(config, context=32_768),
         feed_forward=like.gated_here(config),
         rotary=like.rotary_here(config),
-        local=like.windowed(config, pattern) if config.get("use_sliding_window", False) else None,
+        local=like.late_windows(config),
         tied=like.is_tied(config),
         bias=config.get("attention_bias", False),
     )
@@ -63,14 +60,11 @@ def from_config(config: Mapping[str, Any]) -> specs.Transformer:
 
 def to_config(model: specs.Transformer) -> dict[str, Any]:
     """The `config.json` of a spec."""
-    local = model.stack.local
     return {
         **like.sizes_there(model),
         "rope_parameters": like.rotary_there(model.stack.position),
         "attention_bias": model.stack.attention.bias == "all",
-        "use_sliding_window": local is not None,
-        "sliding_window": None if local is None else local.window,
-        "layer_types": like.layer_types(model.stack),
+        **like.late_windows_there(model.stack),
     }
 
 
