@@ -1,11 +1,14 @@
 """Training state on disk: saved whole with a manifest of hashes, the last two kept, a broken one passed over.
 
 state/step-00000200/  tensors.safetensors  progress.json  manifest.json
+
+Of processes that hold parts of it each writes its own (`divided`).
 """
 
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +16,12 @@ from torch import Tensor
 
 from nextile.base.errors import NextileError
 from nextile.base.files import atomic_folder, inside, remove_leftovers, sha256
+from nextile.checkpoint.divided import load_divided, parts_in, save_divided
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
+from nextile.training.parallel import World
 
 KEPT = 2
+WHOLE = ("tensors.safetensors", "progress.json")  # what the manifest of an undivided state names
 MODEL = "model."  # before the names of the model's own tensors
 NAME = re.compile(r"step-(\d{8,})")
 
@@ -24,7 +30,7 @@ class Saved(NamedTuple):
     """A training state read from disk."""
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     progress: dict[str, Any]
     note: str | None  # what was passed over, in one line
 
@@ -37,8 +43,23 @@ def save_state(
     with atomic_folder(states / f"step-{step:08d}") as folder:
         save_tensors(folder / "tensors.safetensors", tensors)
         (folder / "progress.json").write_text(json.dumps(progress, sort_keys=True))
-        hashes = {name: sha256(folder / name) for name in ("tensors.safetensors", "progress.json")}
+        hashes = {name: sha256(folder / name) for name in WHOLE}
         (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=2))
+    _drop_old(states, kept)
+
+
+def save_state_together(
+    run: str | Path, step: int, tensors: Mapping[str, Tensor], progress: dict[str, Any], world: World, *,
+    kept: int = KEPT,
+) -> None:  # fmt: skip
+    """The same for processes that hold parts of the tensors, which must all ask."""
+    states = Path(run) / "state"
+    save_divided(states / f"step-{step:08d}", tensors, progress, world)
+    if world.first:
+        _drop_old(states, kept)
+
+
+def _drop_old(states: Path, kept: int) -> None:
     for old in _found(states)[max(KEPT, kept) :]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -54,7 +75,7 @@ def latest_state(run: str | Path) -> Saved:
         except NextileError as error:
             broken.append(str(error))
     if broken:
-        raise NextileError(f"no saved state in '{states}' is whole: {broken[0]}")
+        raise NextileError(f"no saved state in '{states}' is whole: {broken[0]}: train anew, into another folder")
     raise NextileError(f"'{run}' holds no training state to resume from: train it with --out {run}")
 
 
@@ -93,9 +114,11 @@ def _load(folder: Path, broken: list[str]) -> Saved:
     hashes = read_json(inside(folder, "manifest.json")).get("sha256")
     if not isinstance(hashes, dict):
         raise NextileError(f"'{folder}' has a manifest without hashes")
-    for name in ("tensors.safetensors", "progress.json"):
+    parts = parts_in(hashes)
+    for name in hashes if parts else WHOLE:
         if sha256(inside(folder, name)) != hashes.get(name):
             raise NextileError(f"'{folder / name}' is not what was saved")
     step = int(folder.name[5:])
     note = f"the latest saved state is broken ({broken[0]}); going on from step {step}" if broken else None
-    return Saved(step, load_tensors(folder / "tensors.safetensors"), read_json(folder / "progress.json"), note)
+    tensors = load_divided(folder, parts) if parts else load_tensors(folder / "tensors.safetensors")
+    return Saved(step, tensors, read_json(inside(folder, "progress.json")), note)

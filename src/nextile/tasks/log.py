@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nextile.base.errors import NextileError
+from nextile.base.files import atomic_write
 from nextile.training.loop import Step
 
 
@@ -22,10 +24,7 @@ class Log:
     def steps(self, steps: Iterable[Step], seconds: float, rate: float) -> None:
         """Training steps, and how fast they went."""
         steps = list(steps)
-        rows = [
-            {"step": s.index + 1, "loss": _number(s.loss), "lr": s.lr, "grad_norm": _number(s.grad_norm)} for s in steps
-        ]
-        self._append(self.metrics, rows)
+        self._append(self.metrics, [_row(step) for step in steps])
         if steps:
             speed = {"step": steps[-1].index + 1, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
             self._append(self.speed, [speed])
@@ -40,7 +39,7 @@ class Log:
         """Bytes of metrics so far, on disk."""
         if not self.metrics.exists():
             return 0
-        with open(self.metrics, "rb") as file:
+        with _explained(self.metrics), open(self.metrics, "rb") as file:
             os.fsync(file.fileno())
         return self.metrics.stat().st_size
 
@@ -50,17 +49,40 @@ class Log:
             os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
         if self.speed.exists():
             kept = [line for line in self.speed.read_text().splitlines() if _step(line) <= step]
-            self.speed.write_text("".join(f"{line}\n" for line in kept))
+            atomic_write(self.speed, "".join(f"{line}\n" for line in kept))
 
     @staticmethod
     def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-        except OSError as error:
-            raise NextileError(
-                f"{error.strerror}: cannot write '{path}': free some space and resume the run"
-            ) from error
+        with _explained(path), open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+class NoLog(Log):
+    """Writes nothing: of the processes of a run one keeps the log."""
+
+    def size(self) -> int:
+        """None of its own."""
+        return 0
+
+    def rewind(self, size: int, step: int) -> None:
+        """Nothing to forget."""
+
+    @staticmethod
+    def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+        pass
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NextileError(f"{error.strerror}: cannot write '{path}': free some space and resume the run") from error
+
+
+def _row(step: Step) -> dict[str, Any]:
+    row = {"step": step.index + 1, "loss": _number(step.loss), "lr": step.lr, "grad_norm": _number(step.grad_norm)}
+    return row | {"skipped": True} if step.skipped else row
 
 
 def _number(value: float) -> float | None:

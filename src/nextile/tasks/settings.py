@@ -10,9 +10,11 @@ from nextile.base.errors import NextileError
 from nextile.checkpoint.weights import read_json
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
+from nextile.nn.init import Init
 from nextile.nn.lora import Lora
 from nextile.nn.specs import Length, Probability, Side, Width
 from nextile.training.optim import AdamW, Muon, OptimizerSettings
+from nextile.training.parallel import Parallel
 from nextile.training.schedule import Linear, Schedule
 
 Count = Annotated[int, Field(ge=1, le=1 << 32)]
@@ -135,10 +137,12 @@ class RunSettings(Settings):
     schedule: Schedule = Linear()
     clip: Rate = 1.0  # of the gradient's global norm
     dropout: Probability | None = None
+    initialisation: Init = "normal"  # zero_out: what ends a branch, and the head, begin at 0 (docs/speedrun.md)
     label_smoothing: Probability = 0.0
     r_drop: Weight = 0.0  # how much two passes with different dropout must agree (Liang et al. 2021)
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Parallel()  # how the processes of torchrun share the model
     tokenizer: TokenizerChoice = TokenizerChoice()
     words: Words = Words()
     masking: Masking = Masking()

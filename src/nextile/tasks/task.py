@@ -8,10 +8,11 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
-from nextile.data.batches import Batch
+from nextile.data.batches import Steps
 from nextile.models.build import AnyModel
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
@@ -20,6 +21,8 @@ from nextile.tasks.start import Start, WordStart, refuse_words
 from nextile.training.learner import GradientLearner, Learner
 from nextile.training.objectives import Objective, smooth_and_consistent
 from nextile.training.optim import Optimizer
+from nextile.training.parallel import ALONE, World
+from nextile.training.spread_learner import SpreadLearner
 
 # Groups of settings that belong to some tasks alone.
 GROUPS = ("words", "masking", "denoise", "images", "augment", "preference")
@@ -68,7 +71,7 @@ class Data(Protocol):
         """
         ...
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """The micro-batches of a step, as a pure function of it."""
         ...
 
@@ -129,9 +132,10 @@ class Task(Protocol):
         ...
 
     def learner(
-        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
-    ) -> Learner:
-        """What changes the model in training on the data."""
+        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
+        world: World = ALONE,
+    ) -> Learner:  # fmt: skip
+        """What changes the model in training on the data. Errors: UsageError for more processes than it can use."""
         ...
 
     def trial(self, folder: Path) -> str:
@@ -147,6 +151,7 @@ class GradientTask:
     settings: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, tuple[str, ...]] = STACK_SIZES
     learns: type[GradientLearner] = GradientLearner
+    mode: Callable[[nn.Module], nn.Module] = staticmethod(nn.Module.train)  # in which models learn on several processes
 
     def begin_with(self, words: WordStart, preset: str | None, settings: RunSettings) -> Start:
         """Not so. Errors: UsageError."""
@@ -161,9 +166,15 @@ class GradientTask:
         return None
 
     def learner(
-        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool
-    ) -> Learner:
+        self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
+        world: World = ALONE,
+    ) -> Learner:  # fmt: skip
         """What follows the gradients of the task's objective."""
+        if world.size > 1:
+            return SpreadLearner(
+                model, self.objective(settings), settings.optimizer_settings(), world, clip=settings.clip,
+                precision=precision, compiled=compiled and world.whole, mode=self.mode,
+            )  # fmt: skip
         optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
         return self.learns(
             model, self.objective(settings), optimizer, clip=settings.clip, precision=precision, compiled=compiled

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,27 +54,43 @@ class Step:
         return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
 
 
-class _Watch:
-    """Counts the steps skipped in a row, looking at several at once where looking would stall the device."""
+@dataclass
+class Watch:
+    """Counts the steps that were skipped: one watch for all of a run, however often it stops to look at itself.
 
-    def __init__(self, every: int):
-        self.every, self.unseen, self.row = every, [], 0
+    named: where in the data the batch of a step is from.
+    """
 
-    def see(self, step: Step) -> None:
+    named: Callable[[int], str] | None = None
+    skipped: int = 0
+    row: int = 0  # of them, up to the last step
+    unseen: list[Step] = field(default_factory=list)
+
+    def see(self, step: Step, every: int) -> None:
+        """Look at `every` steps at once, where looking at each would stall the device."""
         self.unseen.append(step)
-        if len(self.unseen) >= self.every:
+        if len(self.unseen) >= every:
             self.look()
 
     def look(self) -> None:
-        for step in self.unseen:
+        """Errors: NextileError after PATIENCE skipped steps in a row."""
+        seen, self.unseen = self.unseen, []
+        for step in seen:
             self.row = self.row + 1 if step.skipped else 0
-            if self.row == PATIENCE:
-                raise NextileError(
-                    f"step {step.index}: loss {step.loss}, gradient norm {step.grad_norm}, "
-                    f"and {PATIENCE} steps in a row were skipped: "
-                    f"lower lr (now {step.lr:.3g}), lengthen the warm-up, or train with precision=fp32"
-                )
-        self.unseen.clear()
+            self.skipped += step.skipped
+            if self.row >= PATIENCE:
+                raise NextileError(self._complaint(step))
+
+    def _complaint(self, step: Step) -> str:
+        where = f" of {self.named(step.index)}" if self.named else ""
+        if self.row > step.index:  # no step was ever made
+            remedy = "begin from a sound model, with sound data, or train with precision=fp32"
+        else:
+            remedy = f"lower lr (now {step.lr:.3g}), lengthen the warm-up, or train with precision=fp32"
+        return (
+            f"step {step.index + 1}{where}: loss {step.loss}, gradient norm {step.grad_norm}, "
+            f"and {PATIENCE} steps in a row were skipped: {remedy}"
+        )
 
 
 def train(
@@ -104,12 +120,14 @@ def learn(
     steps: int,
     start: int = 0,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Iterator[Step]:
     """From step `start` up to `steps`; each step learns from the micro-batches `batches(step)` as from one batch.
 
-    Seeds torch's global generators at each step. Errors: NextileError after five skipped steps in a row.
+    Seeds torch's global generators at each step. A caller that stops early gives the `watch` that it goes on with.
+    Errors: NextileError after five skipped steps in a row.
     """
-    watch = _Watch(every=16 if learner.patient else 1)
+    watch, every = watch or Watch(), 16 if learner.patient else 1
     with closing(prefetch(batches, start, steps)) as ahead:
         for index, micros in enumerate(ahead, start):
             began = time.perf_counter()
@@ -117,7 +135,7 @@ def learn(
             factor = schedule.factor(index, steps)
             loss, norm, targets = learner.learn(micros, index, factor)
             step = Step(index, learner.lr * factor, targets, time.perf_counter() - began, loss, norm)
-            watch.see(step)
+            watch.see(step, every)
             yield step
     watch.look()
 

@@ -8,7 +8,7 @@ step whose loss or gradient is not finite changes nothing; that too is arithmeti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from nextile.base.config import Settings
 from nextile.base.device import has_fast_bf16
 from nextile.base.errors import NextileError
 from nextile.training.graph import one_graph
+from nextile.training.pieces import local, mine
 
 Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -295,7 +296,7 @@ class Optimizer:
 
 
 @torch.no_grad()
-def copy_exactly(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+def copy_exactly(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
     """Copy tensors by name; NextileError, before anything is copied, when a name, shape or dtype differs."""
     for name in sorted(source.keys() ^ target.keys()):
         fault = "lacks" if name in target else "has an unknown"
@@ -305,4 +306,4 @@ def copy_exactly(source: dict[str, Tensor], target: dict[str, Tensor], what: str
         if found != wanted:
             raise NextileError(f"{what} has {name!r} as {found} and not {wanted}: resume with what wrote it")
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        local(tensor).copy_(mine(source[name], tensor))

@@ -5,12 +5,14 @@ There is no state of random generators: the order of the data and dropout are fu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
 from nextile.training.optim import copy_exactly
+from nextile.training.pieces import like, local
 
 FORMAT = 1
 
@@ -28,12 +30,17 @@ def snapshot(
     model: nn.Module, optimizer: Stateful, progress: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors on the CPU that later steps do not touch, and a document for JSON; `progress` is the caller's own."""
-    document = {"format": FORMAT, "optimizer": optimizer.kind, "progress": progress}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model, optimizer).items()}, document
+    copies = {name: _copied(tensor) for name, tensor in tensors_of(model, optimizer).items()}
+    return copies, document_of(optimizer, progress)
+
+
+def document_of(optimizer: Stateful, progress: dict[str, Any]) -> dict[str, Any]:
+    """What is said beside the tensors."""
+    return {"format": FORMAT, "optimizer": optimizer.kind, "progress": progress}
 
 
 def restore(
-    model: nn.Module, optimizer: Stateful, tensors: dict[str, Tensor], document: dict[str, Any]
+    model: nn.Module, optimizer: Stateful, tensors: Mapping[str, Tensor], document: dict[str, Any]
 ) -> dict[str, Any]:
     """Put a snapshot back, bit for bit, and return its `progress`.
 
@@ -46,11 +53,15 @@ def restore(
     wrote, reads = document["optimizer"], optimizer.kind
     if wrote != reads:
         raise NextileError(f"training state of optimizer {wrote!r}, not {reads!r}: resume with optimizer={wrote}")
-    copy_exactly(tensors, _tensors(model, optimizer), "the training state")
+    copy_exactly(tensors, tensors_of(model, optimizer), "the training state")
     return document["progress"]
 
 
-def _tensors(model: nn.Module, optimizer: Stateful) -> dict[str, Tensor]:
+def _copied(tensor: Tensor) -> Tensor:
+    return like(tensor, local(tensor).to("cpu", copy=True))
+
+
+def tensors_of(model: nn.Module, optimizer: Stateful) -> dict[str, Tensor]:
     """The weights that are trained, tied ones once, beside the optimizer's; a model is its parameters."""
     weights = {f"model.{name}": tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()}
