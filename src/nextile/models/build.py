@@ -9,7 +9,7 @@ from nextile.models.transformer import Transformer
 from nextile.models.vision import VisionTransformer
 from nextile.models.words import CBOW, SkipGram, WordVectors
 from nextile.nn import specs
-from nextile.nn.init import initialise
+from nextile.nn.init import Init, initialise
 
 MODULES = {
     specs.Transformer: Transformer,
@@ -47,9 +47,9 @@ def skeleton(spec: AnySpec) -> AnyModel:
         return MODULES[type(spec)](spec)
 
 
-def build(spec: AnySpec, *, seed: int = 0, device: torch.device | str = "cpu") -> AnyModel:
+def build(spec: AnySpec, *, seed: int = 0, device: torch.device | str = "cpu", init: Init = "normal") -> AnyModel:
     """The model of this spec, freshly initialised: the same seed gives the same numbers on every device."""
     with torch.device("cpu"):
         model = MODULES[type(spec)](spec)
-    initialise(model, depth(spec), seed)
+    initialise(model, depth(spec), seed, init)
     return model.to(device)

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from operator import mul
+from typing import Literal
 
+from nextile.base.config import Settings
 from nextile.models.build import AnySpec, DeepSpec, skeleton
 from nextile.nn import specs
+from nextile.nn.head_loss import LARGE_PIECE, PIECE
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -40,7 +43,9 @@ class Parameters:
 
 def norm_parameters(norm: specs.Norm | None, width: int) -> int:
     """Gain, and for layer norm a bias."""
-    return 0 if norm is None else width * (2 if isinstance(norm, specs.LayerNorm) else 1)
+    if norm is None or isinstance(norm, specs.GainlessRMSNorm):
+        return 0
+    return width * (2 if isinstance(norm, specs.LayerNorm) else 1)
 
 
 def attention_parameters(spec: specs.Attention, width: int) -> int:
@@ -104,6 +109,7 @@ def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
     """Attention, feed-forward and norm."""
     width, parts = stack.width, attentions_of(stack)
     attention = sum(attention_parameters(part, width) for part in parts) * stack.depth
+    attention += stack.depth * stack.attention.convolution.taps * width if stack.attention.convolution else 0
     if isinstance(stack.position, specs.RelativeBias):
         attention += stack.position.buckets * stack.attention.heads
     feed_forward = feed_forward_parameters(stack.feed_forward, width) * stack.depth
@@ -111,6 +117,7 @@ def stack_parameters(stack: specs.Stack) -> tuple[int, int, int]:
     norm = each * (len(parts) + 1) * norm_parameters(stack.norm, width) * stack.depth
     norm += sum(qk_norm_parameters(part, width) for part in parts) * stack.depth
     norm += 0 if stack.norm_place == "after" else norm_parameters(stack.norm, width)
+    norm += 2 * stack.depth if stack.residual_scalars else 0
     return attention, feed_forward, norm
 
 
@@ -146,6 +153,15 @@ def embedding_parameters(embed: Embedding, width: int, summaries: int = 0) -> in
     return placed + sum(weights for weights, _ in convolutions(embed, width))
 
 
+def value_parameters(spec: DeepSpec) -> int:
+    """The tables of embeddings that are added to values."""
+    stack = stacks_of(spec)[-1]
+    if stack.value_embedding is None or not isinstance(spec, specs.Transformer | specs.TextClassifier):
+        return 0
+    outer = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)
+    return sum(map(stack.value_embedding.holds, range(stack.depth))) * spec.embed.vocab * outer
+
+
 def embedding_flops(embed: Embedding, width: int) -> float:
     """FLOPs of a picture's embedding; a token's is looked up."""
     if isinstance(embed, specs.PatchEmbedding):
@@ -162,8 +178,8 @@ def head_parameters(spec: DeepSpec, width: int) -> int:
     outputs, bias = outputs_of(spec), outputs_of(spec) if spec.head.bias else 0
     if isinstance(spec.head, specs.DistilledHead):
         return 2 * (outputs * width + bias)
-    weighing = width + 1 if isinstance(spec.head, specs.WeightedHead) else 0
-    return (0 if isinstance(spec.head, specs.TiedHead) else outputs * width) + bias + weighing
+    before = {specs.WeightedHead: width + 1, specs.PooledHead: (width + 1) * width}.get(type(spec.head), 0)
+    return (0 if isinstance(spec.head, specs.TiedHead) else outputs * width) + bias + before
 
 
 def _norm_of(embed: Embedding) -> specs.Norm | None:
@@ -190,7 +206,7 @@ def deep_parameters(spec: DeepSpec) -> Parameters:
     width, summaries = stacks[-1].width, spec.summaries if isinstance(spec, specs.VisionTransformer) else 0
     attention, feed_forward, norm = (sum(part) for part in zip(*map(stack_parameters, stacks), strict=True))
     return Parameters(
-        embedding=sum(embedding_parameters(embed, width, summaries) for embed in embeds),
+        embedding=sum(embedding_parameters(embed, width, summaries) for embed in embeds) + value_parameters(spec),
         attention=attention,
         feed_forward=feed_forward,
         norm=norm + sum(norm_parameters(_norm_of(embed), width) for embed in embeds),
@@ -233,7 +249,7 @@ def forward_flops(spec: AnySpec, length: int) -> float:
     if isinstance(spec, specs.TextClassifier):
         ends /= length  # of a text, not of each of its tokens
     idle = sum(map(idle_parameters, stacks_of(spec)))
-    return 2 * (parameters(spec).matrices - idle) + scores + ends
+    return 2 * (deep_parameters(spec).matrices - idle) + scores + ends
 
 
 def training_flops(spec: AnySpec, length: int) -> float:
@@ -241,14 +257,20 @@ def training_flops(spec: AnySpec, length: int) -> float:
     return 3 * forward_flops(spec, length)
 
 
-def kept_memory(stack: specs.Stack, length: int, number: int) -> int:
-    """Bytes per token that a stack keeps for its backward pass; a number of the matrix products has `number` bytes."""
+Scores = Literal["stored", "fused"]
+
+
+def kept_memory(stack: specs.Stack, length: int, number: int, scores: Scores = "stored") -> int:
+    """Bytes per token that a stack keeps for its backward pass; a number of the matrix products has `number` bytes.
+
+    Attention's scores and weights are "stored" where it is written out, in a compiled step of a CPU.
+    """
     parts = attentions_of(stack)
     gates = 2 if isinstance(stack.feed_forward, specs.MLP) else 3
     inner = sum(part.heads * part.head_width(stack.width) for part in parts)
     nets = stack.feed_forward.chosen if isinstance(stack.feed_forward, specs.Experts) else 1
     kept = number * (4 * inner + nets * gates * stack.feed_forward.hidden) + 4 * 2 * stack.width * (len(parts) + 1)
-    kept += 2 * number * length * sum(part.heads for part in parts)  # scores and weights, where attention is explicit
+    kept += 2 * number * length * sum(part.heads for part in parts) if scores == "stored" else 0
     return stack.depth * kept
 
 
@@ -261,22 +283,45 @@ def pictures_memory(spec: AnySpec, number: int) -> int:
     return 3 * number * sum(map(mul, channels, pixels))  # of each: its result, what ReLU made of it, and the pooling's
 
 
-def training_memory(spec: AnySpec, *, rows: int, length: int, precision: str = "fp32", states: int = 2) -> int:
+class Tuned(Settings):
+    """A model of which only a part may be trained."""
+
+    trained: int  # parameters that are
+    bytes: int  # of all that it holds
+
+
+def scores_memory(rows: int, outputs: int, device: str) -> int:
+    """Bytes of the head's scores, their softmax and their gradient: of all rows, or of a piece (nn/head_loss.py)."""
+    return 3 * min(4 * rows * outputs, PIECE.get(device, LARGE_PIECE))
+
+
+def training_memory(
+    spec: AnySpec, *, rows: int, length: int, precision: str = "fp32", states: int = 2, tuned: Tuned | None = None,
+    device: str = "cuda", scores: Scores = "stored",
+) -> int:  # fmt: skip
     """Bytes that a training step needs at its peak, estimated.
 
     Masters, gradients (as they come, and gathered for the update) and `states` optimizer moments in fp32; what each
-    block keeps for its backward pass; the logits three times (themselves, their softmax, their gradient). `rows` are
-    those of one micro-batch. Word vectors change in place and keep nothing.
+    block keeps for its backward pass; the scores of a piece of rows three times. `rows` are
+    those of one micro-batch. What is frozen has no gradient and no moments. Word vectors change in place and keep
+    nothing.
     """
     if isinstance(spec, specs.WordModel):
         return parameters(spec).total * 4 + rows * length * 8
-    fixed = parameters(spec).total * 4 * (3 + states)
-    kept = sum(kept_memory(stack, length, BYTES[precision]) for stack in stacks_of(spec))
-    return fixed + rows * length * (kept + 3 * 4 * outputs_of(spec)) + rows * pictures_memory(spec, BYTES[precision])
+    total = parameters(spec).total
+    tuned = tuned or Tuned(trained=total, bytes=4 * total)
+    fixed = tuned.bytes + tuned.trained * 4 * (2 + states)
+    kept = sum(kept_memory(stack, length, BYTES[precision], scores) for stack in stacks_of(spec))
+    ends = scores_memory(rows * length, outputs_of(spec), device) + rows * pictures_memory(spec, BYTES[precision])
+    return fixed + rows * length * kept + ends
 
 
 def cache_memory(spec: AnySpec, *, rows: int, length: int, precision: str = "fp32") -> int:
-    """Bytes of the keys and values of `rows` texts of `length` tokens in the stack that predicts."""
+    """Bytes of what is kept of `rows` texts of `length` tokens in the stack that predicts.
+
+    Keys and values, and before a convolution what it reads.
+    """
     stack = stacks_of(spec)[-1]
-    kept = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)
-    return 2 * stack.depth * rows * length * kept * BYTES[precision]
+    outer = (stack.attention.kv_heads or stack.attention.heads) * stack.attention.head_width(stack.width)
+    kept = 2 * outer + (stack.width if stack.attention.convolution else 0)
+    return stack.depth * rows * length * kept * BYTES[precision]

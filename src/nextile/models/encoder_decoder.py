@@ -9,7 +9,7 @@ from nextile.base.errors import NextileError
 from nextile.nn import specs
 from nextile.nn.cache import Cache, Memory
 from nextile.nn.embed import TokenEmbedding
-from nextile.nn.head import make_head
+from nextile.nn.head import Read, make_head, read_whole
 from nextile.nn.stack import TransformerStack, places
 
 
@@ -31,14 +31,16 @@ class EncoderDecoder(nn.Module):
         target: Tensor,
         source_segments: Tensor | None = None,
         target_segments: Tensor | None = None,
+        *,
+        read: Read = read_whole,
     ) -> Tensor:
-        """source (B, M), target (B, T) -> logits (B, T, V).
+        """source (B, M), target (B, T) -> logits (B, T, V), or what `read` makes of the head and the features.
 
         Segments, (B, M) and (B, T), let several pairs share a row: a token sees its own pair alone. 0 is padding, so a
         mask that is True at tokens is the case of one pair; without target_segments a target hears all of its row.
         """
         memory = self.encode(source, source_segments)
-        return self.head(self.features(target, memory, segments=target_segments))
+        return read(self.head, self.features(target, memory, segments=target_segments))
 
     def encode(self, source: Tensor, segments: Tensor | None = None) -> Memory:
         """(B, M) -> the decoder's keys and values of it."""

@@ -19,7 +19,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = TokenEmbedding(spec.embed, spec.stack.width)
-        self.stack = TransformerStack(spec.stack)
+        self.stack = TransformerStack(spec.stack, spec.embed.vocab)
         self.head = make_class_head(spec.head, spec.stack.width)
 
     def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -32,4 +32,4 @@ class TextClassifier(nn.Module):
 
     def features(self, ids: Tensor, *, segments: Tensor | None = None) -> Tensor:
         """What the head reads: (B, T) -> (B, T, D)."""
-        return self.stack(self.embed(ids, places(ids, segments)), segments=segments)
+        return self.stack(self.embed(ids, places(ids, segments)), segments=segments, ids=ids)

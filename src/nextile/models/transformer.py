@@ -9,7 +9,7 @@ from nextile.base.errors import NextileError
 from nextile.nn import specs
 from nextile.nn.cache import Cache
 from nextile.nn.embed import TokenEmbedding
-from nextile.nn.head import make_head
+from nextile.nn.head import Read, make_head, read_whole
 from nextile.nn.stack import TransformerStack, places
 
 
@@ -20,20 +20,22 @@ class Transformer(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = TokenEmbedding(spec.embed, spec.stack.width)
-        self.stack = TransformerStack(spec.stack)
+        self.stack = TransformerStack(spec.stack, spec.embed.vocab)
         self.head = make_head(spec.head, self.embed)
 
-    def forward(self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids (B, T) -> logits (B, T, V).
+    def forward(
+        self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, read: Read = read_whole
+    ) -> Tensor:
+        """ids (B, T) -> logits (B, T, V), or what `read` makes of the head and the features.
 
         segments (B, T): which sequence of its row a token belongs to, 0 at padding; or a mask, True at tokens.
         """
-        return self.head(self.features(ids, segments=segments, cache=cache))
+        return read(self.head, self.features(ids, segments=segments, cache=cache))
 
     def features(self, ids: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """What the head reads: (B, T) -> (B, T, D)."""
         positions = cache.slot(ids.shape[1]).positions if cache else places(ids, segments)
-        return self.stack(self.embed(ids, positions), segments=segments, cache=cache)
+        return self.stack(self.embed(ids, positions), segments=segments, cache=cache, ids=ids)
 
     def new_cache(self, batch: int, capacity: int, *, dtype=None, device=None, static: bool = False) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""

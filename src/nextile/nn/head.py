@@ -3,14 +3,18 @@
 Shapes: B batch, T time, D width, V vocabulary, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from nextile.nn import specs
 from nextile.nn.attention import capped
+from nextile.nn.dropout import Dropout
 from nextile.nn.embed import TokenEmbedding
 from nextile.nn.feedforward import ACTIVATIONS
-from nextile.nn.linear import Linear, linear
+from nextile.nn.head_loss import Product
+from nextile.nn.linear import Linear
 from nextile.nn.norm import make_norm
 from nextile.nn.tap import tap
 
@@ -31,8 +35,11 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V)."""
-        x = x * self.scale if self.scale != 1.0 else x
-        return capped(linear(x, self.weight, self.bias), self.soft_cap)
+        return self.product(x).whole()
+
+    def product(self, x: Tensor) -> Product:
+        """The same, not multiplied yet."""
+        return Product(x * self.scale if self.scale != 1.0 else x, self.weight, self.bias, self.soft_cap)
 
 
 class LinearHead(Linear):
@@ -41,6 +48,15 @@ class LinearHead(Linear):
     def __init__(self, spec: specs.LinearHead, embed: TokenEmbedding):
         vocab, width = embed.token.weight.shape
         super().__init__(width, spec.vocab or vocab, bias=spec.bias)
+        self.soft_cap = spec.soft_cap
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        return capped(super().forward(input), self.soft_cap)
+
+    def product(self, x: Tensor) -> Product:
+        """What `forward` multiplies."""
+        return Product(x, self.weight, self.bias, self.soft_cap)
 
 
 class MaskedHead(TiedHead):
@@ -53,9 +69,17 @@ class MaskedHead(TiedHead):
         self.activation = ACTIVATIONS[spec.activation]
         self.norm = make_norm(spec.norm, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, V)."""
-        return super().forward(self.norm(self.activation(self.dense(x))))
+    def product(self, x: Tensor) -> Product:
+        """What `forward` multiplies."""
+        return super().product(self.norm(self.activation(self.dense(x))))
+
+
+Read = Callable[[nn.Module, Tensor], Tensor]
+
+
+def read_whole(head: nn.Module, x: Tensor) -> Tensor:
+    """What a model makes of its head and of what the head reads, if nothing else is asked: (B, T, D) -> (B, T, V)."""
+    return head(x)
 
 
 MODULES = {specs.TiedHead: TiedHead, specs.LinearHead: LinearHead, specs.MaskedHead: MaskedHead}
@@ -100,6 +124,18 @@ class SummaryHead(Linear):
     def pool_texts(self, x: Tensor, there: Tensor) -> Tensor:
         """The same where there are tokens, at least one in each row: (B, T, D), (B, T) -> (B, D)."""
         return picked(x, there.int().argmax(1))
+
+
+class PooledHead(SummaryHead):
+    """From what a dense layer and a tanh make of the first vector (Devlin et al. 2019)."""
+
+    def __init__(self, spec: specs.PooledHead, width: int):
+        super().__init__(spec, width)
+        self.dense = Linear(width, width)
+        self.dropout = Dropout(spec.dropout)
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        return super().scores(self.dropout(self.dense(pooled).tanh()))
 
 
 class DistilledHead(nn.Module):
@@ -153,6 +189,7 @@ class WeightedHead(SummaryHead):
 
 CLASS_MODULES = {
     specs.SummaryHead: SummaryHead,
+    specs.PooledHead: PooledHead,
     specs.DistilledHead: DistilledHead,
     specs.MeanHead: MeanHead,
     specs.LastHead: LastHead,

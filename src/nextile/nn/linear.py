@@ -12,7 +12,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A compiled product-and-sum reads the weights of a single row at memory speed, where the library's matrix product
     on CPU reaches a third of it; with more rows, on other devices or without a compiler the library wins.
+    A frozen weight may be held narrower than what it meets (`lora.narrow`): it is widened where autocast is off.
     """
+    if weight.itemsize < x.itemsize and not torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(x.dtype)
     one_row = x.numel() == x.shape[-1]
     if one_row and torch.compiler.is_compiling() and x.device.type == "cpu" and not torch.is_grad_enabled():
         y = (weight.float() * x.reshape(1, -1).float()).sum(-1).to(x.dtype)

@@ -8,6 +8,7 @@ dividing there makes accumulated micro-batches equal to the large batch, token f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextile.data.batches import IGNORE, Batch, asked
+from nextile.nn.head import LinearHead, TiedHead
+from nextile.nn.head_loss import each, summed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 
@@ -31,12 +34,27 @@ def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tenso
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, **rule)
 
 
+def scores_words(model: nn.Module) -> bool:
+    """Whether the model can be asked, by `read`, for something else than its logits over a vocabulary."""
+    return isinstance(getattr(model, "head", None), TiedHead | LinearHead)
+
+
 def next_token(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of batch.targets (B, T) under model(*batch.given) (B, T, V), summed in float32: () nats.
 
     Of a translator's batch the next token is that of the target, beside the source and the true beginning (teacher
-    forcing: Williams and Zipser 1989). What follows a picture is its class.
+    forcing: Williams and Zipser 1989). What follows a picture is its class. Logits over a vocabulary that are large
+    are never held whole.
     """
+
+    def read(head: TiedHead | LinearHead, x: Tensor) -> Tensor:
+        product = head.product(x)
+        if product.large:
+            return summed(product, batch.targets, label_smoothing)
+        return cross_entropy(product.whole().float(), batch, label_smoothing)
+
+    if scores_words(model):
+        return model(*batch.given, read=read)
     return cross_entropy(model(*batch.given).float(), batch, label_smoothing)
 
 
@@ -53,14 +71,30 @@ def r_drop(model: nn.Module, batch: Batch, weight: float, label_smoothing: float
     return right / 2 + weight / 4 * apart.masked_fill(~asked(batch.targets), 0.0).sum()
 
 
+@dataclass(frozen=True)
+class Called:
+    """A model that is called in another way than by itself; to an objective it is a model."""
+
+    model: nn.Module
+    call: Callable[..., Tensor]
+
+    @property
+    def head(self) -> object:
+        """The model's, if it has one."""
+        return getattr(self.model, "head", None)
+
+    def __call__(self, *given: Tensor, **how: object) -> Tensor:
+        return self.call(*given, **how)
+
+
 def apart(objective: Objective) -> Objective:
     """The objective of a decoder whose rows hold several texts: beside the inputs a batch has whose each token is."""
 
     def of_segments(model: nn.Module, batch: Batch) -> Tensor:
-        def given(ids: Tensor, segments: Tensor) -> Tensor:
-            return model(ids, segments=segments)
+        def given(ids: Tensor, segments: Tensor, **how: object) -> Tensor:
+            return model(ids, segments=segments, **how)
 
-        return objective(cast("nn.Module", given), batch)
+        return objective(cast("nn.Module", Called(model, given)), batch)
 
     return of_segments
 
@@ -68,15 +102,29 @@ def apart(objective: Objective) -> Objective:
 # --- preferences ----------------------------------------------------------------------------------------------------
 
 
+def _of_each(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of every target (B, T), 0 where it is not asked, under logits (B, T, V): (B, T)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.view_as(targets)
+
+
 def answers_log_probability(model: nn.Module, batch: Batch) -> Tensor:
     """That of the tokens asked of each row, after those before them: (B,) nats, in float32 at least.
 
     Beside the inputs the batch has where there are tokens, (B, T).
     """
-    logits = model(batch.inputs, segments=batch.beside[0])  # (B, T, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return -losses.view_as(batch.targets).sum(-1)
+
+    def read(head: TiedHead | LinearHead, x: Tensor) -> Tensor:
+        product = head.product(x)
+        return each(product, batch.targets) if product.large else _of_each(product.whole(), batch.targets)
+
+    segments = batch.beside[0]
+    if scores_words(model):
+        losses = model(batch.inputs, segments=segments, read=read)
+    else:
+        losses = _of_each(model(batch.inputs, segments=segments), batch.targets)
+    return -losses.sum(-1)
 
 
 def gained(model: nn.Module, batch: Batch) -> Tensor:

@@ -148,7 +148,7 @@ def key_map(model: specs.Transformer) -> list[Rule]:
     return [*encoder_rules(model, "bert", HEAD), same("head.bias", "cls.predictions.bias")]
 
 
-def encoder_rules(model: specs.Transformer, root: str, head: Mapping[str, str]) -> list[Rule]:
+def encoder_rules(model: specs.Transformer | specs.TextClassifier, root: str, head: Mapping[str, str]) -> list[Rule]:
     """All but the bias of the head; root: what the encoder is called there."""
     rules = [
         same("embed.token.weight", f"{root}.embeddings.word_embeddings.weight"),

@@ -14,6 +14,8 @@ SIZES = {
     "llama-3.2-3b": {"depth": 28, "width": 3072, "heads": 24, "kv_heads": 8, "hidden": 8192},
     "llama-2-7b": {"depth": 32, "width": 4096, "heads": 32, "kv_heads": 32, "hidden": 11_008},
     "llama-3-8b": {"depth": 32, "width": 4096, "heads": 32, "kv_heads": 8, "hidden": 14_336},
+    "llama-3-70b": {"depth": 80, "width": 8192, "heads": 64, "kv_heads": 8, "hidden": 28_672},
+    "llama-3-405b": {"depth": 126, "width": 16_384, "heads": 128, "kv_heads": 8, "hidden": 53_248},
 }
 
 BESIDE = like.BESIDE

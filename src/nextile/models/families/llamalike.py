@@ -1,6 +1,7 @@
 """What Llama and the families after it share: a shape, the words of its configuration, the names of its tensors."""
 
 from collections.abc import Mapping
+from math import log, sqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -61,7 +62,7 @@ def sizes_here(config: Mapping[str, Any], *, context: int = 2048, eps: float = 1
     heads = config["num_attention_heads"]
     return {
         "vocab": config["vocab_size"],
-        "context": config.get("max_position_embeddings", context),
+        "context": _context_here(config, context),
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": heads,
@@ -74,12 +75,24 @@ def sizes_here(config: Mapping[str, Any], *, context: int = 2048, eps: float = 1
     }
 
 
+def _context_here(config: Mapping[str, Any], usual: int) -> int:
+    """Where turns slow down as a text grows, the model is made for so many times what it was trained on."""
+    context, rotary = config.get("max_position_embeddings", usual), rotary_here(config)
+    scaling = rotary.scaling
+    return int(context * scaling.factor) if isinstance(scaling, specs.DynamicScaling) else context
+
+
+def _context_there(model: specs.Transformer) -> int:
+    scaling = getattr(model.stack.position, "scaling", None)
+    return scaling.original if isinstance(scaling, specs.DynamicScaling) else model.context
+
+
 def sizes_there(model: specs.Transformer) -> dict[str, Any]:
     """The words of a `config.json` that all these families have."""
     stack, attention = model.stack, model.stack.attention
     return {
         "vocab_size": model.embed.vocab,
-        "max_position_embeddings": model.context,
+        "max_position_embeddings": _context_there(model),
         "hidden_size": stack.width,
         "num_hidden_layers": stack.depth,
         "num_attention_heads": attention.heads,
@@ -118,7 +131,7 @@ def rotary_here(config: Mapping[str, Any], *, base: float = 10_000.0, share: flo
     )
 
 
-def _scaling_here(given: Mapping[str, Any], context: Any) -> specs.LinearScaling | specs.Llama3Scaling | None:
+def _scaling_here(given: Mapping[str, Any], context: Any) -> specs.RotaryScaling | None:
     kind = given.get("rope_type", given.get("type", "default"))
     if kind == "default":
         return None
@@ -131,7 +144,38 @@ def _scaling_here(given: Mapping[str, Any], context: Any) -> specs.LinearScaling
             high=given["high_freq_factor"],
             original=given.get("original_max_position_embeddings", context),
         )
-    raise NextileError(f"rope_type is {kind!r} in config.json: nextile reads default, linear and llama3")
+    if kind == "dynamic":
+        return specs.DynamicScaling(factor=given["factor"], original=context)
+    original = given.get("original_max_position_embeddings", context)
+    if kind == "yarn":
+        return _yarn_here(given, given.get("factor") or context / original, original)
+    if kind == "longrope":
+        return _longrope_here(given, given.get("factor") or context / original, original)
+    raise NextileError(
+        f"rope_type is {kind!r} in config.json: nextile reads default, linear, llama3, yarn, dynamic and longrope"
+    )
+
+
+def _yarn_here(given: Mapping[str, Any], factor: float, original: int) -> specs.YarnScaling:
+    """DeepSeek's two parts of the gain become one."""
+    gain, above, below = (given.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if gain is None and above and below:
+        gain = (0.1 * above * log(factor) + 1) / (0.1 * below * log(factor) + 1)
+    return specs.YarnScaling(
+        factor=factor,
+        fast=given.get("beta_fast") or 32.0,
+        slow=given.get("beta_slow") or 1.0,
+        original=original,
+        gain=gain,
+        whole=given.get("truncate", True),
+    )
+
+
+def _longrope_here(given: Mapping[str, Any], factor: float, original: int) -> specs.LongScaling:
+    gain = given.get("attention_factor")
+    if gain is None:
+        gain = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+    return specs.LongScaling(short=given["short_factor"], long=given["long_factor"], original=original, gain=gain)
 
 
 def rotary_there(position: Any) -> dict[str, Any]:
@@ -150,6 +194,26 @@ def rotary_there(position: Any) -> dict[str, Any]:
                 "low_freq_factor": scaling.low,
                 "high_freq_factor": scaling.high,
                 "original_max_position_embeddings": scaling.original,
+            }
+        case specs.YarnScaling() as scaling:
+            there |= {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "beta_fast": scaling.fast,
+                "beta_slow": scaling.slow,
+                "original_max_position_embeddings": scaling.original,
+                "truncate": scaling.whole,
+            }
+            there |= {} if scaling.gain is None else {"attention_factor": scaling.gain}
+        case specs.DynamicScaling(factor=factor):
+            there |= {"rope_type": "dynamic", "factor": factor}
+        case specs.LongScaling() as scaling:
+            there |= {
+                "rope_type": "longrope",
+                "short_factor": list(scaling.short),
+                "long_factor": list(scaling.long),
+                "original_max_position_embeddings": scaling.original,
+                "attention_factor": scaling.gain,
             }
     return there
 

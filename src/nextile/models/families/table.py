@@ -32,6 +32,10 @@ from nextile.models.families import (
     t5,
     vit,
 )
+from nextile.models.families.classifiers import CLASSIFIERS, Classifier, is_classifier
+from nextile.nn import specs
+
+Family = ModuleType | Classifier
 
 # In the order in which they are asked whether a spec is theirs: Mistral without a window is Llama.
 FAMILIES: dict[str, ModuleType] = {
@@ -45,19 +49,26 @@ FAMILIES: dict[str, ModuleType] = {
 
 def family_of(spec: AnySpec) -> str | None:
     """The family whose configuration says all that the spec says, or None: then only nextile itself can read it."""
-    return next((name for name, family in FAMILIES.items() if _says_it_all(family, spec)), None)
+    known: Mapping[str, Family] = CLASSIFIERS if isinstance(spec, specs.TextClassifier) else FAMILIES
+    return next((name for name, family in known.items() if _says_it_all(family, spec)), None)
 
 
-def _says_it_all(family: ModuleType, spec: AnySpec) -> bool:
+def _says_it_all(family: Any, spec: AnySpec) -> bool:
     try:
         return family.from_config(family.to_config(spec)) == spec
     except (AttributeError, AssertionError, ValidationError, NextileError):  # a part that this family has no word for
         return False
 
 
-def family_named(config: Mapping[str, Any]) -> ModuleType:
-    """The family of a `config.json`. Errors: NextileError for an unknown one, with those that are known."""
-    name = config.get("model_type")
-    if name not in FAMILIES:
-        raise NextileError(f"model_type {name!r} is not one that nextile reads: it reads {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+def family_named(config: Mapping[str, Any], spec: AnySpec | None = None) -> Any:
+    """The family of a `config.json`; of a classifier of texts, which the spec is or the configuration names, its own.
+
+    Errors: NextileError for an unknown one, with those that are known.
+    """
+    classifies = is_classifier(config) if spec is None else isinstance(spec, specs.TextClassifier)
+    known: Mapping[str, Family] = CLASSIFIERS if classifies else FAMILIES
+    name: Any = config.get("model_type")
+    if name not in known:
+        what = "a classifier of texts of model_type" if classifies else "model_type"
+        raise NextileError(f"{what} {name!r} is not one that nextile reads: it reads {', '.join(sorted(known))}")
+    return known[name]
