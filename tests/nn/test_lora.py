@@ -20,6 +20,7 @@ from nextile.nn.lora import (
     lora_parts,
     merge,
     merged,
+    narrow,
     train_only,
     unmerge,
     use_adapter,
@@ -145,6 +146,13 @@ def test_heads_are_adapted_only_where_they_are_named_and_routers_too():
     ]
 
 
+def test_a_head_whose_scores_are_capped_does_more_than_multiply():
+    spec = mixtral.spec(vocab=40, width=32, depth=1, heads=2, hidden=32)
+    capped = spec.model_copy(update={"head": spec.head.model_copy(update={"soft_cap": 30.0})})
+    with pytest.raises(UsageError, match="no linear layer is called 'head'"):
+        add_lora(build(capped), Lora(rank=2, targets=("head",)))
+
+
 def test_targets_that_name_nothing_are_an_error_with_the_names_that_there_are():
     ours = model()
     with pytest.raises(UsageError) as caught:
@@ -246,6 +254,60 @@ def test_a_half_base_is_multiplied_in_its_dtype_and_its_adapters_kept_in_float32
     ours = adapted(ours=model().bfloat16())
     assert ours(ids()).dtype == torch.bfloat16
     assert {value.dtype for value in adapter_tensors(ours).values()} == {torch.float32}
+
+
+def test_layers_that_are_one_matrix_elsewhere_share_their_first_factor():
+    ours = model()
+    paths = [f"stack.blocks.0.self_attention.inner.{part}" for part in ("query", "key", "value")]
+    add_lora(ours, Lora(rank=2, targets=("query", "value", "up")), fused=[paths])
+    downs = {path: adapter.down for path, adapter in adapters_of(ours).items()}
+    assert downs[paths[0]] is downs[paths[2]]
+    assert len({*downs.values()}) == len(downs) - 1  # control: the other block's are apart
+
+
+def half_loss(ours):
+    with torch.autocast("cpu", torch.bfloat16):
+        return loss(ours, ids())
+
+
+@pytest.mark.parametrize("targets", [(), ("query",)])
+def test_a_frozen_base_held_narrow_learns_bit_for_bit_as_one_that_is_cast_in_every_step(targets):
+    found = []
+    for holds in (lambda ours: None, lambda ours: narrow(ours, torch.bfloat16)):
+        ours = adapted(Lora(rank=3, targets=targets))
+        holds(ours)
+        value = half_loss(ours)
+        value.backward()
+        found.append([value.detach(), *(p.grad for p in ours.parameters() if p.requires_grad)])
+        dtypes = {name: p.dtype for name, p in ours.named_parameters()}
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    matrices = {name for name in dtypes if "blocks" in name and name.endswith("weight") and "norm" not in name}
+    frozen = {name for name in matrices if "adapters" not in name}
+    assert frozen == {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
+    assert {dtype for name, dtype in dtypes.items() if name not in frozen} == {torch.float32}
+
+
+@torch.no_grad()
+def test_a_base_held_narrow_is_widened_where_nothing_else_is_narrow():
+    ours = adapted()
+    before = ours(ids())
+    narrow(ours, torch.bfloat16)
+    after = ours(ids())
+    assert after.dtype == torch.float32
+    assert 0 < (after - before).abs().max() < 0.05
+
+
+def test_nothing_is_made_wider_and_what_is_trained_stays():
+    ours = model().bfloat16()
+    up, down = (ours.get_submodule(f"stack.blocks.0.feed_forward.inner.{part}") for part in ("up", "down"))
+    ours.requires_grad_(False)
+    for layer in (up, down):
+        layer.double()
+    up.requires_grad_(True)
+    narrow(ours, torch.float32)
+    assert up.weight.dtype == torch.float64
+    assert down.weight.dtype == torch.float32
+    assert ours.get_parameter("stack.blocks.1.feed_forward.inner.up.weight").dtype == torch.bfloat16
 
 
 # --- several --------------------------------------------------------------------------------------------------------

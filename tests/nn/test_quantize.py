@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nextile.base.errors import NextileError
+from nextile.base.errors import NextileError, UsageError
 from nextile.models.build import build, skeleton
 from nextile.models.families import gpt2, mixtral
 from nextile.nn import quantize as packing
+from nextile.nn.feedforward import Stacked
 from nextile.nn.linear import Linear
 from nextile.nn.lora import Lora, add_lora
 from nextile.nn.quantize import Int4, Int8, QuantizedLinear, pack4, pack8, quantize, unpack4, unpack8
@@ -134,7 +135,104 @@ def test_the_blocks_matrices_are_packed_and_nothing_else(kind):
 
 def test_what_chooses_experts_is_left_as_it_is():
     ours = build(mixtral.spec(vocab=40, width=32, depth=1, heads=2, hidden=32))
-    assert {path.rpartition(".")[2] for path in quantize(ours, Int8())} == {"query", "key", "value", "out"}
+    packed = {path.rpartition(".")[2] for path in quantize(ours, Int8())}
+    assert packed == {"query", "key", "value", "out", "gate", "up", "down"}
+
+
+# --- experts --------------------------------------------------------------------------------------------------------
+
+
+def experts():
+    spec = mixtral.spec(vocab=40, context=16, width=32, depth=1, heads=2, hidden=48, experts=4, chosen=2)
+    ours = build(spec, seed=1)
+    for parameter in ours.parameters():
+        parameter.detach().normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    return ours
+
+
+def unpacked(ours, kind):
+    """The same model in numbers: of each matrix what packing it gives back."""
+    plain = experts()
+    for path, module in plain.named_modules():
+        if isinstance(module, Stacked):
+            packed = ours.get_submodule(path)
+            parts = (packed.codes, packed.scale, packed.offset)
+            rows = [None if part is None else part.flatten(0, 1) for part in parts]
+            weight = type(packed).unpack(*rows, packed.inputs, torch.float32)
+            module.weight.detach().copy_(weight.view_as(module.weight))
+        elif isinstance(module, nn.Linear) and isinstance(ours.get_submodule(path), QuantizedLinear):
+            module.weight.detach().copy_(ours.get_submodule(path).dequantized())
+    return plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_experts_compute_what_their_numbers_say(kind):
+    ours = experts()
+    quantize(ours, kind)
+    plain = unpacked(ours, kind)
+    assert (plain(ids()) - experts()(ids())).abs().max() > 1e-4
+    torch.testing.assert_close(ours(ids()), plain(ids()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Int8(), Int4()])
+def test_all_experts_at_once_are_each_of_them(kind):
+    ours = experts()
+    quantize(ours, kind)
+    gate, x = ours.stack.blocks[0].feed_forward.inner.gate, drawn(5, 32)
+    torch.testing.assert_close(gate(x), torch.stack([gate.of(i, x) for i in range(4)]), rtol=0, atol=1e-6)
+    several = drawn(4, 5, 32)
+    wanted = torch.stack([gate.of(i, several[i]) for i in range(4)])
+    torch.testing.assert_close(gate(several), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Int8(), Int4()])
+def test_gradients_pass_through_packed_experts(kind):
+    ours = experts()
+    quantize(ours, kind)
+    plain = unpacked(ours, kind)
+    for one in (ours, plain):
+        one(ids()).square().mean().backward()
+    found, wanted = (one.embed.token.weight.grad for one in (ours, plain))
+    assert wanted.abs().max() > 1e-4
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(Int8(), 8), (Int4(), 5)])
+def test_packed_experts_are_as_small_as_it_says(kind, bits):
+    ours = build(mixtral.spec(vocab=40, width=64, depth=1, heads=2, hidden=128, experts=4, chosen=2))
+    gate = ours.stack.blocks[0].feed_forward.inner.gate
+    numbers = gate.weight.numel()
+    quantize(ours, kind)
+    packed = ours.stack.blocks[0].feed_forward.inner.gate
+    scales = 4 * 4 * 128 if bits == 8 else 0  # float32 a row, which the bits of int4 hold already
+    assert sum(buffer.nbytes for buffer in packed.buffers()) == numbers * bits // 8 + scales
+    assert not list(packed.parameters())
+
+
+def test_a_state_dict_fills_empty_experts():
+    ours = experts()
+    quantize(ours, Int4())
+    empty = skeleton(ours.spec)
+    quantize(empty, Int4())
+    empty.load_state_dict(ours.state_dict(), assign=True)
+    assert torch.equal(empty(ids()), ours(ids()))
+
+
+def test_experts_that_are_not_finite_are_refused():
+    ours = experts()
+    ours.stack.blocks[0].feed_forward.inner.up.weight.detach()[1, 2, 3] = float("nan")
+    with pytest.raises(NextileError, match="up holds numbers that are not finite"):
+        quantize(ours, Int8())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_adapters_pass_over_experts_and_say_so(packed):
+    ours = experts()
+    if packed:
+        quantize(ours, Int8())
+    with pytest.raises(UsageError, match=r"no linear layer is called 'gate'.*experts, whose matrices are stacked"):
+        add_lora(ours, Lora(targets=("gate",)))
+    assert {path.rpartition(".")[2] for path in add_lora(ours, Lora())} == {"query", "key", "value", "out"}
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(Int8(), 0.02), (Int4(), 0.3)])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nextile.nn import specs
 from nextile.nn.cache import KeyValues, Slot
+from nextile.nn.convolution import ShortConvolution
 from nextile.nn.dropout import dropout
 from nextile.nn.linear import Linear
 from nextile.nn.norm import make_norm
@@ -26,6 +27,9 @@ class Place:
     causal: bool = False  # without a bias: query t sees keys 0..t
     rotate: Rotate | None = None
     slot: Slot | None = None
+    segments: Tensor | None = None  # (B, T): which text of its row a token is of, where a convolution looks back
+    ids: Tensor | None = None  # (B, T): the tokens, where they have embeddings among the values
+    first: Tensor | None = None  # (B, T, D): what came into the stack, where its blocks read that again
 
 
 def capped(scores: Tensor, cap: float | None) -> Tensor:
@@ -60,9 +64,11 @@ def fast_attention(
     """The same result without keeping scores or weights; PyTorch's kernels know no cap on the scores.
 
     Inside a compiled graph on CPU the textbook's way fuses, and beats the flash kernel about twofold at the lengths
-    that a CPU trains (docs/benchmarks.md); everywhere else PyTorch's kernels are ahead.
+    that a CPU trains (docs/benchmarks.md), and so it does where the few beams of a source ask; everywhere else
+    PyTorch's kernels are ahead.
     """
-    if cap is not None:
+    beams = q.device.type == "cpu" and 1 < q.shape[2] <= 16 and q.dtype == torch.float32 and not q.requires_grad
+    if cap is not None or (beams and not causal):
         return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share, cap=cap)[0]
     if torch.compiler.is_compiling() and q.device.type == "cpu":
         if causal and q.shape[2] % 2 == 0 and q.shape[2] >= 64:
@@ -148,12 +154,24 @@ class MultiHeadAttention(nn.Module):
 
 
 class SelfAttention(MultiHeadAttention):
-    """Tokens of one stream ask each other."""
+    """Tokens of one stream ask each other.
+
+    vocab: how many embeddings there are among the values; None: none.
+    """
+
+    def __init__(self, spec: specs.Attention, width: int, vocab: int | None = None):
+        super().__init__(spec, width)
+        self.convolution = ShortConvolution(spec.convolution, width) if spec.convolution else None
+        self.value_embedding = nn.Embedding(vocab, self.kv_heads * self.head_width) if vocab else None
 
     def forward(self, x: Tensor, place: Place, kept: KeyValues | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `kept` holds the keys and values of earlier tokens and takes the new ones."""
+        if self.convolution is not None:
+            x = self.convolution(x, place.slot, kept, place.segments)
         q = self.queries(x)
         k, v = self.keys_values(x)
+        if self.value_embedding is not None:
+            v = v + self._split(self.value_embedding(place.ids), self.kv_heads).to(v.dtype)
         if place.rotate is not None:
             q, k = place.rotate(q), place.rotate(k)
         if kept is not None and place.slot is not None:

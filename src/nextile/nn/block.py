@@ -3,6 +3,7 @@
 Shapes: B batch, T time, D width.
 """
 
+import torch
 from torch import Tensor, nn
 
 from nextile.nn import specs
@@ -57,10 +58,25 @@ class ResidualAround(ResidualBefore):
 RESIDUALS = {"before": ResidualBefore, "after": ResidualAfter, "inside": ResidualInside, "around": ResidualAround}
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention when there is a memory, feed-forward."""
+class ResidualScalars(nn.Module):
+    """a x + b x0, of the stream and of what came into the stack; a and b are learned (Jordan et al. 2024)."""
 
-    def __init__(self, spec: specs.Stack, index: int = 0):
+    def __init__(self):
+        super().__init__()
+        self.stream, self.first = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, first: Tensor) -> Tensor:
+        """(B, T, D) twice -> (B, T, D)."""
+        return self.stream.to(x.dtype) * x + self.first.to(x.dtype) * first
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention when there is a memory, feed-forward.
+
+    vocab: of the stack's tokens, where they may have embeddings among the values.
+    """
+
+    def __init__(self, spec: specs.Stack, index: int = 0, vocab: int | None = None):
         super().__init__()
         left_out = spec.stochastic_depth * index / max(1, spec.depth - 1)  # the deeper, the more often
 
@@ -70,7 +86,9 @@ class Block(nn.Module):
             norms = [make_norm(spec.norm, spec.width) for _ in range(1 + (spec.norm_place == "around"))]
             return RESIDUALS[spec.norm_place](inner, norms[0], dropout, *norms[1:])
 
-        self.self_attention = residual(SelfAttention(spec.attention, spec.width))
+        embedded = vocab if spec.value_embedding and spec.value_embedding.holds(index) else None
+        self.scalars = ResidualScalars() if spec.residual_scalars else None
+        self.self_attention = residual(SelfAttention(spec.attention, spec.width, embedded))
         self.cross_attention = residual(CrossAttention(spec.cross, spec.width)) if spec.cross else None
         self.feed_forward = residual(make_feed_forward(spec.feed_forward, spec.width))
 
@@ -83,6 +101,8 @@ class Block(nn.Module):
         memory_bias: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        if self.scalars is not None:
+            x = self.scalars(x, place.first)
         x = self.self_attention(x, place, kept)
         if self.cross_attention is not None:
             x = self.cross_attention(x, memory, memory_bias)
@@ -103,6 +123,8 @@ class ParallelBlock(Block):
         memory_bias: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        if self.scalars is not None:
+            x = self.scalars(x, place.first)
         x = x + self.self_attention.branch(x, place, kept) + self.feed_forward.branch(x)
         tap(self, "stream", x)
         return x

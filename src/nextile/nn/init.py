@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,16 @@ class Narrow:
         parameter.uniform_(-0.5 / parameter.shape[-1], 0.5 / parameter.shape[-1], generator=generator)
 
 
-TABLE = (
+Table = tuple[tuple[str, Constant | Normal | Kaiming | Narrow], ...]
+
+TABLE: Table = (
     ("words_in.weight", Narrow()),
     ("words_out.weight", Constant(0.0)),
     ("*.convolutions.*.weight", Kaiming()),
+    ("*.scalars.stream", Constant(1.0)),  # what speedruns add begins as nothing
+    ("*.scalars.first", Constant(0.0)),
+    ("*.convolution.taps", Constant(0.0)),
+    ("*.value_embedding.weight", Constant(0.0)),
     ("*norm.weight", Constant(1.0)),
     ("*norm.offset", Constant(0.0)),
     ("*.bias", Constant(0.0)),
@@ -69,11 +76,22 @@ TABLE = (
     ("*", Normal(0.02)),  # GPT-2, BERT, ViT and Qwen alike: embeddings, positions, projections, heads
 )
 
+# Branches that add nothing yet, and a head that says nothing: every block begins as the identity (Bachlechner et al.
+# 2021, ReZero; Yang et al. 2022 of the head).
+ZERO_OUT: Table = (
+    ("*.inner.out.weight", Constant(0.0)),
+    ("*.inner.down.weight", Constant(0.0)),
+    ("head.weight", Constant(0.0)),
+    *TABLE,
+)
+Init = Literal["normal", "zero_out"]
+TABLES: dict[Init, Table] = {"normal": TABLE, "zero_out": ZERO_OUT}
+
 
 @torch.no_grad()
-def initialise(model: nn.Module, depth: int, seed: int) -> None:
-    """Fill every parameter by the first row of the table that matches its name, in order of name, from one seed."""
+def initialise(model: nn.Module, depth: int, seed: int, init: Init = "normal") -> None:
+    """Fill every parameter by the first row of a table that matches its name, in order of name, from one seed."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        row = next(row for pattern, row in TABLE if fnmatchcase(name, pattern))
+        row = next(row for pattern, row in TABLES[init] if fnmatchcase(name, pattern))
         row.fill(parameter, depth, generator)

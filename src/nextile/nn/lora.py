@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Annotated, cast
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
 from nextile.nn.dropout import Dropout
+from nextile.nn.feedforward import Stacked
+from nextile.nn.head import LinearHead
 from nextile.nn.linear import Linear, linear
-from nextile.nn.quantize import QuantizedLinear, replace
+from nextile.nn.quantize import QuantizedLinear, QuantizedStacked, replace
 
 Rank = Annotated[int, Field(ge=1, le=1 << 14)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -35,7 +37,7 @@ class Lora(Settings):
 
     targets: our names of parts ("query", "key", "value", "out", "up", "gate", "down"; "self.query" and "cross.query"
     where both are) or of modules ("decoder.blocks.0.*"), `*` matches anything; none are all linear layers of the blocks
-    but what chooses experts.
+    but what chooses experts. Experts, whose matrices are stacked, are never adapted.
     """
 
     rank: Rank = 8
@@ -120,6 +122,7 @@ def adaptable(model: nn.Module) -> dict[str, Layer]:
 def _is_linear(module: nn.Module) -> bool:
     """Heads that do more than multiply are none, though they are subclasses."""
     plain = isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, Linear.forward)
+    plain |= isinstance(module, LinearHead) and module.soft_cap is None
     return plain or isinstance(module, QuantizedLinear | LoraLinear)
 
 
@@ -132,8 +135,11 @@ def chosen(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     idle = [target for target in targets if not any(_matches(names, target) for names in layers.values())]
     if idle:
         known = sorted({names[0] for names in layers.values()})
+        stacked = any(isinstance(module, Stacked | QuantizedStacked) for module in model.modules())
+        aside = "; its experts, whose matrices are stacked, are not adapted" if stacked else ""
         raise UsageError(
             f"no linear layer is called {', '.join(map(repr, idle))}: this model has {', '.join(known) or 'none'}"
+            f"{aside}"
         )
     return [path for path, names in layers.items() if any(_matches(names, target) for target in targets)]
 
@@ -152,10 +158,13 @@ def _matches(names: tuple[str, ...], target: str) -> bool:
 # --- adding and choosing --------------------------------------------------------------------------------------------
 
 
-def add_lora(model: nn.Module, spec: Lora, seed: int = 0, name: str = DEFAULT) -> list[str]:
+def add_lora(
+    model: nn.Module, spec: Lora, seed: int = 0, name: str = DEFAULT, *, fused: Iterable[Sequence[str]] = ()
+) -> list[str]:
     """Put a fresh adapter beside each layer that the spec names, in place; it alone is active and trained.
 
     The numbers are drawn in order of the model's layers, the same for a seed on every device. Returns the paths.
+    fused: the paths of layers that are one matrix elsewhere, and are adapted as one: they share one `down`.
     Errors: UsageError for targets that name no layer; NextileError for a name that is taken or cannot be one.
     """
     generator, layers = torch.Generator().manual_seed(seed), adaptable(model)
@@ -166,6 +175,10 @@ def add_lora(model: nn.Module, spec: Lora, seed: int = 0, name: str = DEFAULT) -
         with torch.device("cpu"):
             adapters[path] = Adapter(*sizes, spec.rank, alpha, spec.dropout)
         adapters[path].initialise(generator)
+    for paths in fused:
+        together = [adapters[path] for path in paths if path in adapters]
+        for other in together[1:]:
+            other.down = together[0].down
     put_adapters(model, adapters, name)
     return list(adapters)
 
@@ -233,6 +246,25 @@ def train_only(model: nn.Module, name: str = DEFAULT) -> None:
     model.requires_grad_(False)
     for adapter in adapters.values():
         adapter.requires_grad_(True)
+
+
+def narrow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the frozen matrices of the blocks and of the head in the dtype in which they are multiplied, in place.
+
+    Autocast casts a float32 matrix in every step, to these very numbers: a frozen one never changes, so that once is
+    enough, and the results are the same bit for bit. What is trained or packed stays as it is, an embedding that is
+    the head as well too, and nothing is made wider. The model is for training then: to merge, load its base again.
+    """
+    for path, layer in adaptable(model).items():
+        base = layer.base if isinstance(layer, LoraLinear) else layer
+        inside = not {"blocks", "head"}.isdisjoint(path.split("."))
+        if inside and isinstance(base, nn.Linear) and not base.weight.requires_grad:
+            base.weight = _at_most(base.weight, dtype)
+
+
+def _at_most(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    narrower = dtype.itemsize < weight.itemsize
+    return nn.Parameter(weight.detach().to(dtype if narrower else weight.dtype), requires_grad=False)
 
 
 # --- merging --------------------------------------------------------------------------------------------------------

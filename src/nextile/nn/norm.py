@@ -16,6 +16,13 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
+class GainlessRMSNorm(RMSNorm):
+    """x / rms(x)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps=eps, elementwise_affine=False)
+
+
 class OffsetRMSNorm(nn.Module):
     """x / rms(x) * (1 + offset), in at least float32."""
 
@@ -30,7 +37,12 @@ class OffsetRMSNorm(nn.Module):
         return F.rms_norm(wide, self.offset.shape, 1.0 + self.offset.to(wide.dtype), self.eps).to(x.dtype)
 
 
-MODULES = {specs.LayerNorm: nn.LayerNorm, specs.RMSNorm: RMSNorm, specs.OffsetRMSNorm: OffsetRMSNorm}
+MODULES = {
+    specs.LayerNorm: nn.LayerNorm,
+    specs.RMSNorm: RMSNorm,
+    specs.OffsetRMSNorm: OffsetRMSNorm,
+    specs.GainlessRMSNorm: GainlessRMSNorm,
+}
 
 
 def make_norm(spec: specs.Norm, width: int) -> nn.Module:

@@ -7,6 +7,7 @@ computed when it is needed, so that a checkpoint is its parameters and nothing e
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,88 @@ from nextile.nn import specs
 Rotate = Callable[[Tensor], Tensor]
 
 
-def as_they_are(frequencies: Tensor, scaling: None) -> Tensor:
+class Turns(NamedTuple):
+    """What frequencies follow from: pair i of R/2 turns by base^(-exponent_i) a token."""
+
+    exponent: Tensor  # (R/2,), 2i/R
+    base: float
+    positions: Tensor  # (T,) or (B, T)
+
+    def frequencies(self) -> Tensor:
+        """Those of the base."""
+        return 1.0 / self.base**self.exponent
+
+    def length(self) -> Tensor:
+        """Of the text up to the last token asked, (1,), or, so that no row depends on those beside it, (B, 1, 1)."""
+        found = self.positions.amax(-1, keepdim=True) + 1
+        return found[..., None] if found.dim() == 2 else found
+
+
+def as_they_are(turns: Turns, scaling: None) -> Tensor:
     """The frequencies that the base gives."""
-    return frequencies
+    return turns.frequencies()
 
 
-def divided(frequencies: Tensor, scaling: specs.LinearScaling) -> Tensor:
+def divided(turns: Turns, scaling: specs.LinearScaling) -> Tensor:
     """All slower by the same factor (Chen et al. 2023)."""
-    return frequencies / scaling.factor
+    return turns.frequencies() / scaling.factor
 
 
-def slow_divided(frequencies: Tensor, scaling: specs.Llama3Scaling) -> Tensor:
+def slow_divided(given: Turns, scaling: specs.Llama3Scaling) -> Tensor:
     """Those slower that turn seldom in the original context, the more the slower they are (Dubey et al. 2024)."""
+    frequencies = given.frequencies()
     turns = scaling.original * frequencies / (2 * math.pi)
     kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0.0, 1.0)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def blended(turns: Turns, scaling: specs.YarnScaling) -> Tensor:
+    """As before, blended in a straight line between two pairs (Peng et al. 2023)."""
+    frequencies, pairs = turns.frequencies(), len(turns.exponent)
+
+    def pair(count: float) -> float:
+        """The number, with a fraction, of the one that turns so often in the original context."""
+        return pairs * math.log(scaling.original / (count * 2 * math.pi)) / math.log(turns.base)
+
+    first, last = pair(scaling.fast), pair(scaling.slow)
+    if scaling.whole:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    last += 0.001 if first == last else 0  # a step
+    number = torch.arange(pairs, device=frequencies.device, dtype=torch.float32)
+    kept = 1 - ((number - first) / (last - first)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def stretched(turns: Turns, scaling: specs.DynamicScaling) -> Tensor:
+    """Of a base that grows when the text outgrows the context: (R/2,), or row by row (B, 1, R/2)."""
+    length = turns.length().clamp(min=scaling.original)
+    beyond = scaling.factor * length / scaling.original - (scaling.factor - 1)
+    pairs = len(turns.exponent)
+    return 1.0 / (turns.base * beyond ** (pairs / (pairs - 1))) ** turns.exponent
+
+
+def searched(turns: Turns, scaling: specs.LongScaling) -> Tensor:
+    """Each by its own divisor, for short texts or for long ones: (R/2,), or row by row (B, 1, R/2)."""
+    frequencies = turns.frequencies()
+    short, long = (frequencies.new_tensor(divisors) for divisors in (scaling.short, scaling.long))
+    return frequencies / torch.where(turns.length() > scaling.original, long, short)
+
+
+def gain_of(scaling: specs.RotaryScaling | None) -> float:
+    """By which turned queries and keys are multiplied."""
+    if isinstance(scaling, specs.YarnScaling) and scaling.gain is None:
+        return 0.1 * math.log(scaling.factor) + 1.0
+    return getattr(scaling, "gain", 1.0)
 
 
 SCALINGS: dict[type, Callable[..., Tensor]] = {
     type(None): as_they_are,
     specs.LinearScaling: divided,
     specs.Llama3Scaling: slow_divided,
+    specs.YarnScaling: blended,
+    specs.DynamicScaling: stretched,
+    specs.LongScaling: searched,
 }
 
 
@@ -49,15 +111,17 @@ class RotaryPosition(nn.Module):
     def __init__(self, spec: specs.Rotary, head_width: int):
         super().__init__()
         self.base, self.scaling, self.turned = spec.base, spec.scaling, spec.turned(head_width)
-        self.all_turned = self.turned == head_width
+        self.all_turned, self.gain = self.turned == head_width, gain_of(spec.scaling)
 
     def forward(self, positions: Tensor) -> Rotate:
         """The turn for these positions, to be applied to (B, H, T, E)."""
         exponent = torch.arange(0, self.turned, 2, device=positions.device, dtype=torch.float32) / self.turned
-        frequencies = SCALINGS[type(self.scaling)](1.0 / self.base**exponent, self.scaling)
+        frequencies = SCALINGS[type(self.scaling)](Turns(exponent, self.base, positions), self.scaling)
         angle = positions[..., None].float() * frequencies  # (T, R/2) or (B, T, R/2)
         angle = angle[:, None] if angle.dim() == 3 else angle  # (B, 1, T, R/2): the same for every head
         cos, sin = angle.cos(), angle.sin()
+        if self.gain != 1.0:
+            cos, sin = cos * self.gain, sin * self.gain
 
         def rotate(x: Tensor) -> Tensor:
             a, b = x.chunk(2, dim=-1)

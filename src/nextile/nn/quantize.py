@@ -1,13 +1,13 @@
 """Weight-only quantization: the matrices of the blocks in 8 or 4 bits, read back to numbers where they are used.
 
-Shapes: O outputs, I inputs, G groups of N inputs each.
-Embeddings, heads and norms stay as they are, and so do experts, whose matrices are stacked.
+Shapes: O outputs, I inputs, G groups of N inputs each, X experts.
+Embeddings, heads, norms and what chooses experts stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError
+from nextile.nn.feedforward import Stacked
 
 Unpack = Callable[..., Tensor]
 
@@ -124,6 +125,13 @@ def _nonzero(divisor: Tensor) -> Tensor:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
+def _unpacked_again(product: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """A product whose backward unpacks again: kept from here the numbers would cost what packing saves."""
+    if not torch.is_grad_enabled():
+        return product(*inputs)
+    return cast(Tensor, checkpoint(product, *inputs, use_reentrant=False, preserve_rng_state=False))
+
+
 class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b of a packed W, which lies in buffers; how it is packed differs by subclass."""
 
@@ -141,10 +149,8 @@ class QuantizedLinear(nn.Module):
         return type(self).unpack(self.codes, self.scale, self.offset, self.in_features, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O). A backward unpacks again: kept from here the numbers would cost what packing saves."""
-        if not torch.is_grad_enabled():
-            return self._product(x)
-        return cast(Tensor, checkpoint(self._product, x, use_reentrant=False, preserve_rng_state=False))
+        """(..., I) -> (..., O)."""
+        return _unpacked_again(self._product, x)
 
     def _product(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -170,33 +176,83 @@ class Int4Linear(QuantizedLinear):
 
 
 MODULES = {Int8: Int8Linear, Int4: Int4Linear}
+
+
+class QuantizedStacked(nn.Module):
+    """The packed matrices of experts, row by row as those of linear layers; how differs by subclass."""
+
+    unpack: ClassVar[Unpack]
+    offset: Tensor | None
+
+    def __init__(self, stacked: Stacked, *packed: Tensor):
+        super().__init__()
+        self.inputs = stacked.weight.shape[-1]
+        apart = [part.unflatten(0, stacked.weight.shape[:2]) for part in packed]
+        self.codes, self.scale = nn.Buffer(apart[0]), nn.Buffer(apart[1])
+        self.register_buffer("offset", apart[2] if len(apart) > 2 else None)
+
+    def of(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's: (..., I) -> (..., O)."""
+        return _unpacked_again(self._product, x, slice(expert, expert + 1))[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every expert's: (M, I) or (X, M, I) -> (X, M, O)."""
+        return _unpacked_again(self._product, x, slice(None))
+
+    def _product(self, x: Tensor, experts: slice) -> Tensor:
+        parts = (self.codes[experts], self.scale[experts], None if self.offset is None else self.offset[experts])
+        rows = [None if part is None else part.flatten(0, 1) for part in parts]  # (X * O, ...)
+        weight = type(self).unpack(*rows, self.inputs, x.dtype)
+        return x @ weight.unflatten(0, parts[0].shape[:2]).mT
+
+
+class Int8Stacked(QuantizedStacked):
+    """`Int8`."""
+
+    unpack = staticmethod(unpack8)
+
+    def __init__(self, stacked: Stacked, kind: Int8):
+        super().__init__(stacked, *pack8(stacked.weight.detach().flatten(0, 1)))
+
+
+class Int4Stacked(QuantizedStacked):
+    """`Int4`."""
+
+    unpack = staticmethod(unpack4)
+
+    def __init__(self, stacked: Stacked, kind: Int4):
+        super().__init__(stacked, *pack4(stacked.weight.detach().flatten(0, 1), kind.group))
+
+
+STACKED_MODULES = {Int8: Int8Stacked, Int4: Int4Stacked}
 LEFT_OUT = {"adapters", "router"}  # parts of a path
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def _layers(model: nn.Module) -> dict[str, nn.Linear | Stacked]:
     """Those to pack, by path."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Stacked)}
     places = {path: set(path.split(".")) for path in found}
     return {path: found[path] for path, parts in places.items() if "blocks" in parts and not parts & LEFT_OUT}
 
 
 def quantize(model: nn.Module, kind: Int8 | Int4) -> list[str]:
-    """Pack the linear layers of the blocks in place, adapters and what chooses experts left out; their paths.
+    """Pack the linear layers and experts of the blocks in place, adapters and what chooses experts left out; paths.
 
     A model without memory for its numbers (the meta device) becomes one that a quantized model's state fits.
     Errors: NextileError for a model without such layers, and for weights that are not finite.
     """
-    found = _linear_layers(model)
+    found = _layers(model)
     if not found:
         raise NextileError("no linear layer of a block is left to quantize: quantize a model once, one that has blocks")
-    for path, linear in found.items():
-        if not linear.weight.is_meta and not linear.weight.isfinite().all():
+    for path, layer in found.items():
+        if not layer.weight.is_meta and not layer.weight.isfinite().all():
             raise NextileError(f"{path} holds numbers that are not finite: quantize a sound model")
-    for path, linear in found.items():
-        replace(model, path, MODULES[type(kind)](linear, kind))
+    for path, layer in found.items():
+        packed = STACKED_MODULES[type(kind)] if isinstance(layer, Stacked) else MODULES[type(kind)]
+        replace(model, path, packed(layer, kind))  # type: ignore[arg-type]
     return list(found)
 
 

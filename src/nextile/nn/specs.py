@@ -21,6 +21,9 @@ Channels = Literal[1, 3]  # grey, or red, green and blue
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
+# in no tree that lacks it: older ones stay as they are
+Later = Field(default=None, exclude_if=lambda part: part is None)
+
 Activation = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
@@ -45,7 +48,14 @@ class OffsetRMSNorm(Settings):
     eps: Positive = 1e-6
 
 
-Norm = Annotated[LayerNorm | RMSNorm | OffsetRMSNorm, Field(discriminator="type")]
+class GainlessRMSNorm(Settings):
+    """RMS norm without a gain: nothing is learned (as of OLMo's layer norm, Groeneveld et al. 2024)."""
+
+    type: Literal["gainless_rms_norm"] = "gainless_rms_norm"
+    eps: Positive = 1e-6
+
+
+Norm = Annotated[LayerNorm | RMSNorm | OffsetRMSNorm | GainlessRMSNorm, Field(discriminator="type")]
 
 
 class Learned(Settings):
@@ -86,7 +96,42 @@ class Llama3Scaling(Settings):
         return self
 
 
-RotaryScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="type")]
+class YarnScaling(Settings):
+    """As Llama 3's, blended by the number of a pair and not by its turns, and scores sharpened (Peng et al. 2023)."""
+
+    type: Literal["yarn"] = "yarn"
+    factor: Annotated[float, Field(ge=1.0)]
+    fast: Positive = 32.0  # turns within the original context: more stay,
+    slow: Positive = 1.0  # fewer are divided
+    original: Length = 8192  # the context before
+    gain: Positive | None = None  # of queries and keys; None: 0.1 ln(factor) + 1
+    whole: bool = True  # the pairs between which is blended are whole numbers
+
+
+class DynamicScaling(Settings):
+    """A base that grows with a text that is longer than the context (Liu et al. 2023, dynamic NTK)."""
+
+    type: Literal["dynamic"] = "dynamic"
+    factor: Annotated[float, Field(ge=1.0)]
+    original: Length  # the context
+
+
+Divisors = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1 << 12)]
+
+
+class LongScaling(Settings):
+    """Each pair's own divisor, found by a search, one for short texts and one for long ones (Ding et al. 2024)."""
+
+    type: Literal["longrope"] = "longrope"
+    short: Divisors
+    long: Divisors  # of texts that are longer than
+    original: Length  # the context before
+    gain: Positive = 1.0  # of queries and keys
+
+
+RotaryScaling = Annotated[
+    LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongScaling, Field(discriminator="type")
+]
 
 
 class Rotary(Settings):
@@ -96,6 +141,12 @@ class Rotary(Settings):
     base: Positive = 10_000.0
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the head width, from its beginning; the rest stays
     scaling: RotaryScaling | None = None
+
+    @model_validator(mode="after")
+    def _can_be_blended(self):
+        if isinstance(self.scaling, YarnScaling) and self.base <= 1.0:
+            raise ValueError(f"base {self.base} must exceed 1 where turns are scaled by yarn")
+        return self
 
     def turned(self, head_width: int) -> int:
         """How many numbers of a head are turned."""
@@ -126,6 +177,15 @@ EmbeddedPosition = Annotated[Learned | Sinusoidal, Field(discriminator="type")]
 AttendedPosition = Annotated[Rotary | RelativeBias | Alibi, Field(discriminator="type")]
 
 
+class ShortConvolution(Settings):
+    """Each number that attention reads also hears itself a few tokens before (Allen-Zhu 2025, Canon layers).
+
+    Causal and depthwise; Primer has it after the projections (So et al. 2021).
+    """
+
+    taps: Annotated[int, Field(ge=1, le=16)] = 2  # how many tokens back
+
+
 class Attention(Settings):
     """Multi-head attention; fewer kv_heads than heads is grouped-query, one is multi-query (Shazeer 2019)."""
 
@@ -138,6 +198,7 @@ class Attention(Settings):
     qk_norm_over: Literal["head", "heads"] = "head"  # each head by itself, or all of them as one vector (OLMo 2)
     soft_cap: Positive | None = None  # scores c become cap * tanh(c / cap): Gemma 2
     dropout: Probability = 0.0
+    convolution: ShortConvolution | None = Later  # of what is read, before the projections
 
     @model_validator(mode="after")
     def _divides(self):
@@ -199,6 +260,26 @@ class Local(Settings):
         return self.pattern[index % len(self.pattern)]
 
 
+Pattern = Annotated[tuple[bool, ...], Field(min_length=1, max_length=1024)]  # which blocks; it repeats
+
+
+class ValueEmbedding(Settings):
+    """A table of each block's own: the token's vector is added to its values (Jordan et al. 2024, modded-nanogpt)."""
+
+    pattern: Pattern = (True,)
+
+    def holds(self, index: int) -> bool:
+        """Whether the block of this number has one."""
+        return self.pattern[index % len(self.pattern)]
+
+
+class ResidualScalars(Settings):
+    """Each block reads a x + b x0, of the stream and of what came into the stack (Jordan et al. 2024, modded-nanogpt).
+
+    It learns the two numbers, and begins with x alone.
+    """
+
+
 class Stack(Settings):
     """`depth` equal blocks: self-attention, cross-attention where there is a memory, feed-forward.
 
@@ -219,6 +300,8 @@ class Stack(Settings):
     local: Local | None = None  # present: some or all blocks see a window
     dropout: Probability = 0.0
     stochastic_depth: Probability = 0.0  # how often training leaves out a part of the last block; of the first: never
+    value_embedding: ValueEmbedding | None = Later
+    residual_scalars: ResidualScalars | None = Later
 
     @model_validator(mode="after")
     def _heads_fit(self):
@@ -236,7 +319,16 @@ class Stack(Settings):
             turned = position.turned(head_width) if isinstance(position, Rotary) else 2
             if turned % 2 or not turned:
                 raise ValueError(f"rotary positions turn pairs: {turned} of the head width {head_width} must be even")
+            self._check_scaling(position, turned // 2)
         return self
+
+    @staticmethod
+    def _check_scaling(position: object, pairs: int) -> None:
+        scaling = position.scaling if isinstance(position, Rotary) else None
+        if isinstance(scaling, DynamicScaling) and pairs < 2:
+            raise ValueError("a base that grows with the text needs two pairs that are turned, or more")
+        if isinstance(scaling, LongScaling) and {len(scaling.short), len(scaling.long)} != {pairs}:
+            raise ValueError(f"longrope has {len(scaling.short)} and {len(scaling.long)} divisors for {pairs} pairs")
 
     @model_validator(mode="after")
     def _says_what_can_be(self):
@@ -244,6 +336,10 @@ class Stack(Settings):
             raise ValueError("parallel parts have their norms before them, and no memory: norm_place=before, no cross")
         if self.local is not None and not self.causal:
             raise ValueError("a window looks back: local blocks are those of a causal stack")
+        if self.attention.convolution is not None and not self.causal:
+            raise ValueError("a short convolution looks back: attention.convolution is that of a causal stack")
+        if self.cross is not None and self.cross.convolution is not None:
+            raise ValueError("a memory is read as it is: leave out cross.convolution")
         return self
 
 
@@ -286,6 +382,7 @@ class LinearHead(Settings):
     type: Literal["linear"] = "linear"
     bias: bool = False
     vocab: Vocabulary | None = None  # None: all that the embedding has; image-GPT never predicts its first token
+    soft_cap: Positive | None = Later  # as of the tied head
 
 
 class MaskedHead(Settings):
@@ -332,6 +429,8 @@ class EncoderDecoder(Settings):
     def _fits_together(self):
         if self.decoder.cross is None:
             raise ValueError("the decoder has no cross-attention: give decoder.cross")
+        if self.encoder.value_embedding or self.decoder.value_embedding:
+            raise ValueError("value embeddings are those of one stack of tokens: leave out value_embedding")
         if self.encoder.width != self.decoder.width:
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ")
         if self.start >= self.target_vocab:
@@ -456,6 +555,8 @@ class VisionTransformer(Settings):
 
     @model_validator(mode="after")
     def _sees_all(self):
+        if self.stack.value_embedding is not None:
+            raise ValueError("a picture has no tokens with value embeddings: leave out stack.value_embedding")
         if self.stack.cross is not None:
             raise ValueError("a picture has no memory to attend to: leave out stack.cross")
         if self.stack.causal and self.summaries:
@@ -485,9 +586,19 @@ class LastHead(Settings):
     type: Literal["last"] = "last"
     classes: Classes
     bias: bool = True
+    padding: Annotated[int, Field(ge=0, lt=1 << 24)] | None = None  # the token by which other programs know padding
 
 
-TextHead = Annotated[SummaryHead | MeanHead | LastHead, Field(discriminator="type")]
+class PooledHead(Settings):
+    """Classes from a dense layer and a tanh of the first token (Devlin et al. 2019, BERT)."""
+
+    type: Literal["pooled"] = "pooled"
+    classes: Classes
+    bias: bool = True
+    dropout: Probability = 0.0
+
+
+TextHead = Annotated[SummaryHead | PooledHead | MeanHead | LastHead, Field(discriminator="type")]
 
 
 class TextClassifier(Settings):
@@ -506,7 +617,7 @@ class TextClassifier(Settings):
             raise ValueError(f"context {self.context} is longer than the {position.length} positions of the embedding")
         if self.stack.cross is not None:
             raise ValueError("a text that is classified has no memory to attend to: leave out stack.cross")
-        if self.stack.causal and isinstance(self.head, SummaryHead):
+        if self.stack.causal and isinstance(self.head, SummaryHead | PooledHead):
             raise ValueError("in a causal stack the first token sees nothing else: head.type is last or mean")
         return self
 

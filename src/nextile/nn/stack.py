@@ -4,6 +4,7 @@ Shapes: B batch, T time asked, S time seen, M memory length, D width, H heads.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -59,11 +60,12 @@ as_region = cast("Callable[..., Tensor]", torch.compiler.nested_compile_region(a
 class TransformerStack(nn.Module):
     """An encoder (not causal), a decoder (causal), or a decoder that attends to a memory (cross)."""
 
-    def __init__(self, spec: specs.Stack):
+    def __init__(self, spec: specs.Stack, vocab: int | None = None):
+        """vocab: of the tokens that it reads, where they may have embeddings among the values."""
         super().__init__()
         self.spec = spec
         head_width = spec.attention.head_width(spec.width)
-        self.blocks = nn.ModuleList(BLOCKS[spec.order](spec, index) for index in range(spec.depth))
+        self.blocks = nn.ModuleList(BLOCKS[spec.order](spec, index, vocab) for index in range(spec.depth))
         self.norm = nn.Identity() if spec.norm_place == "after" else make_norm(spec.norm, spec.width)
         self.rotary = RotaryPosition(spec.position, head_width) if isinstance(spec.position, specs.Rotary) else None
         local = spec.local
@@ -75,18 +77,20 @@ class TransformerStack(nn.Module):
         self.position_bias = bias(spec.position, spec.attention.heads, spec.causal) if bias else None
 
     def forward(
-        self, x: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, memory: Memory | None = None
-    ) -> Tensor:
+        self, x: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, memory: Memory | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """x (B, T, D) -> (B, T, D).
 
         segments (B, T): several sequences may share a row, and each token sees those of its own alone, also in the
         memory. 0 is padding, so a mask that is True at real tokens is the case of one segment.
         A cache takes the new keys and values in place, but counts them only when its owner says so (`Cache.advance`);
-        it knows the length of each row, so it excludes `segments`.
+        it knows the length of each row, so it excludes `segments`. ids (B, T): the tokens, for their value embeddings.
         """
         if segments is not None and cache is not None:
             raise ValueError("segments and cache exclude each other: a cache knows the length of each row")
-        by_kind = self._places(x, segments, cache)
+        read = self._read_beside(x, segments, ids)
+        by_kind = {local: replace(place, **read) for local, place in self._places(x, segments, cache).items()}
         heard = heard_of(memory, segments, attention_dtype(x)) if memory else None
         apply = as_region if isinstance(cache, StaticCache) else as_it_is
         for i, block in enumerate(self.blocks):
@@ -106,9 +110,20 @@ class TransformerStack(nn.Module):
         shape = (batch, attention.kv_heads or attention.heads, capacity, attention.head_width(self.spec.width))
         like = next(self.parameters())
         options = {"dtype": dtype or like.dtype, "device": device or like.device}
-        layers = [KeyValues(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in self.blocks]
+        read = (batch, 1, capacity, self.spec.width)  # by a convolution
+        shapes = [shape, shape, read] if attention.convolution else [shape, shape]
+        layers = [KeyValues(*(torch.zeros(each, **options) for each in shapes)) for _ in self.blocks]
         lengths = torch.zeros(batch, dtype=torch.long, device=options["device"])
         return (StaticCache if static else Cache)(layers, lengths)
+
+    def _read_beside(self, x: Tensor, segments: Tensor | None, ids: Tensor | None) -> dict[str, Tensor | None]:
+        """What blocks read beside the stream, as far as their parts ask."""
+        spec = self.spec
+        return {
+            "segments": segments if spec.attention.convolution else None,
+            "ids": ids if spec.value_embedding else None,
+            "first": x if spec.residual_scalars else None,
+        }
 
     def _places(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> dict[bool, Place]:
         """By whether a block is local, for the kinds that there are."""
@@ -130,19 +145,23 @@ class TransformerStack(nn.Module):
         fresh = slot is None or slot.start == 0
         alone = slot is not None and slot.start is not None and time == 1  # one token sees all that is there
         whole = window is None or (slot.span if slot else time) <= window
-        if segments is None and self.position_bias is None and whole and (fresh or alone):
+        fork = slot.fork if slot else None
+        if segments is None and fork is None and self.position_bias is None and whole and (fresh or alone):
             return Place(causal=self.spec.causal and not alone, rotate=rotate, slot=slot)
-        seen = torch.arange(slot.span, device=x.device) if slot else positions  # where the keys stand
-        distance = seen[..., None, :] - positions[..., None]  # (T, S) or (B, T, S)
-        return Place(self._bias(distance, segments, window, attention_dtype(x)), rotate=rotate, slot=slot)
+        stand = torch.arange(slot.span, device=x.device) if slot else positions  # where the keys stand
+        stand = fork.stand if fork else stand
+        own = None if segments is None else segments[:, :, None] == segments[:, None, :]  # (B, T, S)
+        own = fork.seen if fork else own
+        distance = stand[..., None, :] - positions[..., None]  # (T, S) or (B, T, S)
+        return Place(self._bias(distance, own, window, attention_dtype(x)), rotate=rotate, slot=slot)
 
-    def _bias(self, distance: Tensor, segments: Tensor | None, window: int | None, dtype: torch.dtype) -> Tensor:
-        """distance (T, S) or (B, T, S) -> (B or 1, H or 1, T, S)."""
+    def _bias(self, distance: Tensor, own: Tensor | None, window: int | None, dtype: torch.dtype) -> Tensor:
+        """distance (T, S) or (B, T, S); own (B, T, S): which keys are of a token's text -> (B or 1, H or 1, T, S)."""
         distance = distance.reshape(-1, *distance.shape[-2:])  # (B or 1, T, S)
         visible = distance <= 0 if self.spec.causal else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
             visible = visible & (distance > -window)
-        if segments is not None:
-            visible = visible & (segments[:, :, None] == segments[:, None, :])
+        if own is not None:
+            visible = visible & own
         bias = 0.0 if self.position_bias is None else self.position_bias(distance).to(dtype)
         return hide(visible[:, None], bias, dtype)
