@@ -4,7 +4,8 @@
 
 RUN is a folder of the preset marian; without it a fresh model of marian-tiny's shape learns the built-in numbers for a
 minute, so that translations end as they do in use. Both sides encode, search and decode the same batches, and their
-texts must be the same before a time counts (in bfloat16 all but a few: ties fall otherwise).
+texts must be the same before a time counts (in bfloat16 all but a few: ties fall otherwise). A last line has all
+sentences in one call of nextile, which itself puts those of like lengths into batches, of 32.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import transformers
 import nextile
 
 Translate = Callable[[list[str]], list[str]]
+ONE_CALL = "nextile, one call"
 
 
 def theirs_by(folder: Path, dtype: torch.dtype, beams: int) -> Translate:
@@ -45,15 +47,17 @@ def ours_by(folder: Path, dtype: torch.dtype, beams: int) -> Translate:
 
 def measure(ways: dict[str, Translate], batches: list[list[str]], rounds: int) -> dict[str, list[float]]:
     """Sentences a second of each, in turn, one number a round."""
-    texts = {name: [text for batch in batches for text in translate(batch)] for name, translate in ways.items()}
-    ours, theirs = texts["nextile"], texts["transformers"]
-    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    print(f"{same} of {len(ours)} translations are the same")
-    count, speeds = sum(map(len, batches)), {name: [] for name in ways}
+    whole = [[source for batch in batches for source in batch]]
+    calls = {name: whole if name == ONE_CALL else batches for name in ways}
+    texts = {name: [text for batch in calls[name] for text in ways[name](batch)] for name in ways}
+    for name, ours in texts.items():
+        same = sum(a == b for a, b in zip(ours, texts["transformers"], strict=True))
+        print(f"{name}: {same} of {len(ours)} translations are those of transformers")
+    count, speeds = len(whole[0]), {name: [] for name in ways}
     for _ in range(rounds):
         for name, translate in ways.items():
             began = time.perf_counter()
-            for batch in batches:
+            for batch in calls[name]:
                 translate(batch)
             speeds[name].append(count / (time.perf_counter() - began))
     return speeds
@@ -81,9 +85,8 @@ def main() -> None:
             sources = [source for source, _ in itertools.islice(open_pairs(["numbers-en-de"]).pairs, 10 * args.batch)]
         batches = [sources[start : start + args.batch] for start in range(0, len(sources), args.batch)]
         dtype = getattr(torch, args.dtype)
-        ways = {
-            name: by(folder, dtype, args.beams) for name, by in {"transformers": theirs_by, "nextile": ours_by}.items()
-        }
+        ours = ours_by(folder, dtype, args.beams)
+        ways = {"transformers": theirs_by(folder, dtype, args.beams), "nextile": ours, ONE_CALL: ours}
         speeds = measure(ways, batches, args.rounds)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}\n")
     print("| dtype | | sentences/s | against transformers |\n|---|---|---|---|")

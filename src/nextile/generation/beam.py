@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nextile.base.config import Settings
 from nextile.base.errors import UsageError
-from nextile.generation.decode import Reader, Reason, log_probabilities
+from nextile.generation.decode import Reader, Reason, log_totals
 
 NEVER = float("-inf")  # the log-probability of what cannot be
 
@@ -111,36 +111,51 @@ class _Source:
 PIECE = 20  # numbers whose highest is taken first: the search among the rest is then as short
 
 
-def highest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of each row of x (S, N) and where they are, as topk finds them, but sooner.
+def highest(x: Tensor, less: Tensor, more: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of each source's x - less + more, and where they are among its W*V, as topk has it.
 
-    They lie in the `count` pieces whose own highest are highest; a piece is every (N / PIECE)-th number of a row.
+    x (S, W, V); less, more (S, W, 1): of each row. They lie in the `count` pieces whose own highest are highest; a
+    piece is every (V / PIECE)-th number of a row. So x is read once and the sum never written.
     """
-    pieces = x.shape[1] // PIECE
-    if pieces <= count:
-        best = x.topk(min(count, x.shape[1]))
+    sources, width, vocab = x.shape
+    pieces = vocab // PIECE
+    if width * pieces <= count:
+        best = (x - less + more).flatten(1).topk(min(count, width * vocab))
         return best.values, best.indices
-    whole = x[:, : pieces * PIECE].unflatten(1, (PIECE, pieces))
-    piece = whole.amax(1).topk(count).indices  # (S, C)
-    few = whole.gather(2, piece[:, None].expand(-1, PIECE, -1)).flatten(1)  # (S, PIECE*C)
-    values, at = torch.cat((few, x[:, pieces * PIECE :]), 1).topk(count)  # the numbers that fill no piece come along
-    inside = at // count * pieces + piece.gather(1, at % count)
-    return values, torch.where(at < few.shape[1], inside, at - few.shape[1] + pieces * PIECE)
+    tops = x[..., : pieces * PIECE].unflatten(2, (PIECE, pieces)).amax(2) - less + more  # (S, W, pieces)
+    piece = tops.flatten(1).topk(count).indices  # (S, C)
+    first = piece // pieces * vocab + piece % pieces  # where each piece begins
+    inside = torch.arange(0, pieces * PIECE, pieces, device=x.device)
+    rest = torch.arange(width * vocab, device=x.device).view(width, vocab)[:, pieces * PIECE :]  # they fill no piece
+    places = torch.cat(((first[..., None] + inside).flatten(1), rest.reshape(1, -1).expand(sources, -1)), 1)
+    rows = places // vocab
+    few = x.flatten(1).gather(1, places) - less.flatten(1).gather(1, rows) + more.flatten(1).gather(1, rows)
+    best = few.topk(count)
+    return best.values, places.gather(1, best.indices)
 
 
 def best_candidates(logits: Tensor, before: Tensor, count: int, never: Tensor) -> list[list[tuple[float, int, int]]]:
     """Of each source's rows the `count` best next tokens, as (log-probability of the text, row, token), best first.
 
-    logits (S*W, V), before (S, W): each row's log-probability so far; never: token ids that do not come.
+    logits (S*W, V), of which nothing is left; before (S, W): each row's log-probability so far; never: token ids that
+    do not come.
     """
-    logprobs = log_probabilities(logits).index_fill_(-1, never, NEVER)
-    logprobs += before.view(-1, 1)
-    sums, places = highest(logprobs.view(len(before), -1), count)  # (S, C), of (S, W*V)
-    vocab = logits.shape[-1]
+    vocab, totals = logits.shape[-1], log_totals(logits)
+    logits[:, never] = NEVER
+    sums, places = highest(  # (S, C)
+        logits.view(*before.shape, vocab), totals.view(*before.shape, 1), before[..., None], count
+    )
     return [
         [(logprob, place // vocab, place % vocab) for logprob, place in zip(*source, strict=True)]
         for source in zip(sums.tolist(), places.tolist(), strict=True)
     ]
+
+
+def closed_up(going: list[int]) -> list[int]:
+    """The same places, in the order in which the fewest move: those below their number stay, the others fill up."""
+    stay = set(going)
+    later = iter([place for place in going if place >= len(going)])
+    return [place if place in stay else next(later) for place in range(len(going))]
 
 
 @torch.no_grad()
@@ -173,11 +188,14 @@ def beam_search(
     while True:
         for source, candidates in zip(sources, best_candidates(logits, before, count, banned), strict=True):
             source.grow(candidates, end_ids)
-        going = [(number, source) for number, source in enumerate(sources) if not source.done()]
+        going = closed_up([number for number, source in enumerate(sources) if not source.done()])
         if not going:
             return [source.ended[:n] for source in found]
-        sources = [source for _, source in going]
-        rows = [[(number * each + row.row, row) for row in source.rows()] for number, source in going]
+        sources = [sources[number] for number in going]
+        rows = [
+            [(number * each + row.row, row) for row in source.rows()]
+            for number, source in zip(going, sources, strict=True)
+        ]
         reader.select([place for source in rows for place, _ in source], each=width)
         logits = reader.read([row.token for source in rows for _, row in source])
         before, each = logits.new_tensor([[row.logprob for _, row in source] for source in rows]), width

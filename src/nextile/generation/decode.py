@@ -104,6 +104,9 @@ def check_ids(rows: Sequence[Sequence[int]], vocab: int, what: str = "prompt") -
             raise NextileError(f"{what} {number} has an id outside 0..{vocab - 1}: its tokenizer is of another model")
 
 
+WIDEST = 16  # texts that share a row: each looks at the keys of all, and keys that do not move save less than that
+
+
 class EagerReader:
     """Reads with a cache that looks at no more than there is; rows that are done leave it."""
 
@@ -120,10 +123,14 @@ class EagerReader:
         return following(self.model, ids.to(self.device), self.cache, counts.to(self.device))
 
     def read(self, tokens: list[int]) -> Tensor:
-        return following(self.model, torch.tensor(tokens, device=self.device)[:, None], self.cache, 1)
+        ids = torch.tensor(tokens, device=self.device).view(len(self.cache.lengths), -1)  # (B, texts on a row)
+        logits = self.model.head(self.model.features(ids, cache=self.cache)).flatten(0, 1)
+        self.cache.advance(1)
+        return logits.float()
 
     def select(self, rows: list[int], each: int = 1) -> None:
-        self.cache.select(torch.tensor(rows, device=self.device), each)
+        share = self.cache.branch if 1 < each <= WIDEST else self.cache.select
+        share(torch.tensor(rows, device=self.device), each)
 
 
 class SourceReader(EagerReader):
@@ -334,12 +341,23 @@ def _seen(rows: list[_Row], logits: Tensor, sampling: Sampling) -> Tensor | None
     return seen
 
 
+def log_totals(logits: Tensor) -> Tensor:
+    """What logits (B, V) are above their log-probabilities: (B, 1). Errors: NextileError when they are no numbers."""
+    totals = logits.logsumexp(-1, keepdim=True)
+    _check_finite(totals)
+    return totals
+
+
 def log_probabilities(logits: Tensor) -> Tensor:
     """Logits (B, V) as log-probabilities. Errors: NextileError when they are no numbers."""
     logprobs = logits.log_softmax(-1)
-    if not bool(logprobs.amax(-1).isfinite().all()):
-        raise NextileError("the model predicts NaN or infinity: its weights are broken, take an earlier state of it")
+    _check_finite(logprobs.amax(-1))
     return logprobs
+
+
+def _check_finite(x: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        raise NextileError("the model predicts NaN or infinity: its weights are broken, take an earlier state of it")
 
 
 def _most_probable(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
