@@ -26,6 +26,15 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0
+}  # fmt: skip
+DEEP = YARN | {"mscale": 1.0, "mscale_all_dim": 0.4, "truncate": False}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 3.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 48,
+    "short_factor": [1.0 + i / 9 for i in range(6)], "long_factor": [1.0 + i for i in range(6)],
+}  # fmt: skip
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 CONFIGS = {
@@ -58,6 +67,26 @@ CONFIGS = {
         llama,
         transformers.LlamaForCausalLM,
         transformers.LlamaConfig(**GROUPED, rope_parameters=LINEAR, head_dim=16),
+    ),
+    "llama, turns by yarn": (
+        llama,
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(**GROUPED, rope_parameters=YARN),
+    ),
+    "qwen3, turns by yarn with a gain in two parts": (
+        qwen3,
+        transformers.Qwen3ForCausalLM,
+        transformers.Qwen3Config(**GROUPED, head_dim=16, rope_parameters=DEEP),
+    ),
+    "llama, turns that a long text slows down": (
+        llama,
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(**GROUPED | {"max_position_embeddings": 48}, rope_parameters=DYNAMIC),
+    ),
+    "mistral, turns of two kinds": (
+        mistral,
+        transformers.MistralForCausalLM,
+        transformers.MistralConfig(**GROUPED, sliding_window=None, rope_parameters=LONG),
     ),
     "mistral": (mistral, transformers.MistralForCausalLM, transformers.MistralConfig(**GROUPED, sliding_window=9)),
     "qwen2": (qwen2, transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**GROUPED, tie_word_embeddings=True)),

@@ -13,6 +13,7 @@ from nextile.base.errors import NextileError
 from nextile.checkpoint import convert
 from nextile.checkpoint.adapters import attach, carriers, save_adapter
 from nextile.checkpoint.store import load_model
+from nextile.checkpoint.tuned import begin
 from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
 from nextile.models.families import vit
@@ -233,6 +234,32 @@ def test_both_train_alike(pair, kind):
     losses = [trained(model, kind, read) for model, read in ((ours, ours), (theirs, lambda x: theirs(x).logits))]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) <= 1e-5
     assert losses[0][0] - losses[0][-2] > 1e-3  # control: on the same batch again, they have learned
+
+
+@pytest.mark.parametrize(("name", "matrix"), [("gpt2", "c_attn"), ("gpt_neox", "query_key_value")])
+def test_what_is_one_matrix_there_is_begun_and_trained_as_peft_does(name, matrix, tmp_path):
+    theirs, ours = made(name)
+    begin(ours, Lora(rank=3, alpha=6, targets=("query", "key", "value")), None, (), seed=5)
+    save_adapter(tmp_path, ours, "base")
+    assert {tuple(each.shape) for key, each in numbers(tmp_path).items() if matrix in key} == {(3, 32), (96, 3)}
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 3
+    model = peft.PeftModel.from_pretrained(theirs, tmp_path, is_trainable=True)
+    losses = [trained(each, "adamw", read) for each, read in ((ours, ours), (model, lambda x: model(x).logits))]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) <= 1e-5
+    assert losses[0][0] - losses[0][-2] > 1e-3  # control: on the same batch again, they have learned
+    save_adapter(tmp_path / "ours", ours, "base")
+    model.save_pretrained(tmp_path / "theirs")
+    here, there = numbers(tmp_path / "ours"), numbers(tmp_path / "theirs")
+    assert here.keys() == there.keys()
+    for key, value in here.items():
+        torch.testing.assert_close(value, there[key], rtol=0, atol=1e-5)
+
+
+def test_control_layers_that_share_nothing_are_written_under_each_other(tmp_path):
+    _, ours = made("gpt2")
+    add_lora(ours, Lora(rank=3, targets=("query", "key", "value")))
+    save_adapter(tmp_path, ours, "base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 9
 
 
 def trained(model, kind, logits):

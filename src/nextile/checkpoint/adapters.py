@@ -132,7 +132,7 @@ def carriers(model: AnyModel, family: str | None) -> dict[str, Carrier]:
     layers = adaptable(model)
     if family is None:
         return {path: Carrier(same(f"{path}.weight", f"{path}.weight"), (path,), turned=False) for path in layers}
-    known = family_named({"model_type": family})
+    known = family_named({"model_type": family}, model.spec)
     found = {}
     for rule in known.key_map(model.spec):
         carrier = _carrier(rule, layers)
@@ -140,6 +140,12 @@ def carriers(model: AnyModel, family: str | None) -> dict[str, Carrier]:
             names = [rule.theirs[0], *(name for name, original in known.BESIDE.items() if original == rule.theirs[0])]
             found |= {name.removesuffix(".weight"): carrier for name in names}
     return found
+
+
+def fused(model: AnyModel) -> list[tuple[str, ...]]:
+    """The layers that are one matrix in the files of the model's family: GPT-2's queries, keys and values."""
+    found = {carrier.layers for carrier in carriers(model, family_of(model.spec)).values()}
+    return sorted(layers for layers in found if len(layers) > 1)
 
 
 def _carrier(rule: Rule, layers: Mapping[str, Layer]) -> Carrier | None:
@@ -159,7 +165,7 @@ def _modules(model: AnyModel, family: str | None) -> set[str]:
     """The names of all modules that a target might mean by mistake."""
     if family is None:
         return {path for path, _ in model.named_modules()}
-    known = family_named({"model_type": family})
+    known = family_named({"model_type": family}, model.spec)
     names = [name for rule in known.key_map(model.spec) for name in rule.theirs] + list(known.BESIDE)
     return {name.rpartition(".")[0] for name in names}
 

@@ -264,6 +264,8 @@ def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> Tensor:
 def _rope_there(rope: Mapping[str, Any]) -> dict[str, Any]:
     """The file's values, without the architecture before them."""
     values: dict[str, Any] = {"rope.freq_base": float(rope["rope_theta"])}
+    if rope["rope_type"] not in ("default", "linear", "llama3"):
+        raise UsageError(f"GGUF is not written of turns scaled by {rope['rope_type']}: name a folder")
     if rope["rope_type"] == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     if rope["rope_type"] == "llama3":  # which llama.cpp takes from the tensor rope_freqs; these are for reading back
@@ -307,7 +309,7 @@ def write_gguf(
 
 def _architecture(model: Any) -> str:
     """Errors: UsageError for what GGUF cannot hold."""
-    name = family_of(model.spec)
+    name = family_of(model.spec) if isinstance(model, Transformer) else None
     dtype = next(model.parameters()).dtype
     if name not in DIALECTS:
         raise UsageError(

@@ -56,7 +56,7 @@ def save_weights(folder: str | Path, model: AnyModel) -> None:
     tensors = _tensors(model)
     family = family_of(model.spec)
     if family is not None:
-        tensors = convert.write(family_named({"model_type": family}).key_map(model.spec), tensors)
+        tensors = convert.write(family_named({"model_type": family}, model.spec).key_map(model.spec), tensors)
     weights.save_folder(Path(folder), tensors)
 
 
@@ -67,7 +67,7 @@ def config_of(spec: Spec, model: nn.Module, processor: Processor | None) -> dict
     common = {"dtype": dtype, **_ends(spec, processor)}
     if name is None:
         return {"model_type": OURS, **common, OURS: spec.model_dump()}
-    family = family_named({"model_type": name})
+    family = family_named({"model_type": name}, spec)
     return {"architectures": [family.ARCHITECTURE], "model_type": name, **common, **family.to_config(spec)}
 
 
@@ -168,7 +168,7 @@ def load_model(
     if name == OURS:
         tensors, rules = dict(mapped), [same(own, own) for own in mapped]
     else:
-        family = family_named({"model_type": name})
+        family = family_named({"model_type": name}, spec)
         rules = family.key_map(spec)
         left_out: Mapping[str, str] = getattr(family, "LEFT_OUT", {})
         tensors = _completed(_without_copies(mapped, rules, family.BESIDE), rules, left_out)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nextile.base.errors import NextileError
 from nextile.base.files import inside
-from nextile.checkpoint.adapters import attach, save_adapter
+from nextile.checkpoint.adapters import attach, fused, save_adapter
 from nextile.checkpoint.store import load_spec
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
 from nextile.models.build import AnyModel, skeleton
@@ -49,11 +49,12 @@ def digest(model: AnyModel) -> str:
 def begin(model: AnyModel, lora: Lora, packed: Int8 | Int4 | None, fresh: tuple[str, ...], seed: int) -> None:
     """Pack the base, put an adapter beside it, and freeze all but that and what is fresh; in place.
 
+    Layers that are one matrix in the family's files are adapted as one, as PEFT adapts it.
     Errors: UsageError for targets that name no layer; NextileError for a model that cannot be packed.
     """
     if packed is not None:
         quantize(model, packed)
-    add_lora(model, lora, seed)
+    add_lora(model, lora, seed, fused=fused(model))
     parameters = dict(model.named_parameters())
     for name in fresh:
         if name in parameters:  # a layer that is adapted stays as it is
