@@ -60,6 +60,48 @@ def test_train_trains_each_for_so_long_and_says_who_won(nextile_, text, monkeypa
     assert f"training on bpe 300 for {minutes:g} min, 4 of 4" in answer.err
 
 
+# --- folders without a tokenizer.json -----------------------------------------------------------------------------
+
+FOLDERS = {
+    "words": ({"vocab.txt": "[UNK]\n[SEP]\nab\n##b\n"}, "abb ab", "2 3 2"),
+    "merges": (
+        {
+            "vocab.json": json.dumps({"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġab": 4, "<|endoftext|>": 5}),
+            "merges.txt": "a b\nĠ ab\n",
+        },
+        "ab ab",
+        "2 4",
+    ),
+    "bytes": ({"tokenizer_config.json": json.dumps({"tokenizer_class": "ByT5Tokenizer"})}, "ab", "100 101"),
+}
+
+
+@pytest.fixture(params=FOLDERS)
+def older(request, tmp_path):
+    """(a folder, a text, its tokens)."""
+    files, text, ids = FOLDERS[request.param]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    return str(tmp_path), text, ids
+
+
+def test_an_older_folder_has_tokens_as_well(nextile_, older):
+    folder, text, ids = older
+    assert nextile_("tokenize", folder, text).out == f"{ids}\n"
+    answer = nextile_("tokenize", folder, "--kind", "bpe")
+    assert answer.code == 2
+    assert "has tokens already" in answer.err
+
+
+@pytest.mark.parametrize("older", ["merges"], indirect=True)
+def test_an_older_folder_shows_its_merges(nextile_, older):
+    lines = nextile_("tokenize", older[0], "ab", "--merges", "2").out.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["1", "a", "+", "b", "ab", "ab"],
+        ["2", "·", "+", "ab", "·ab", "ab"],
+    ]
+
+
 # --- show ---------------------------------------------------------------------------------------------------------
 
 

@@ -128,3 +128,18 @@ def test_a_window_is_counted_as_far_as_it_reaches():
     assert count.score_flops(stack, 64) == 2 * 2 * 2 * 8 * count.seen_in(4, 64)
     assert count.score_flops(whole, 64) == 2 * 2 * 2 * 8 * 32
     assert count.seen_in(64, 64) == count.seen_in(100, 64) == 32
+
+
+def test_scores_are_counted_as_they_are_held():
+    """Of the head a piece of rows; of attention nothing where a kernel stores none."""
+    sizes = {"rows": 2, "length": 64}
+    few, many = (gpt2.spec(vocab=vocab, context=64, width=64, depth=1, heads=4) for vocab in (1000, 600_000))
+
+    def beside(spec, **more):
+        return count.training_memory(spec, **sizes, **more) - count.parameters(spec).total * 4 * 5
+
+    assert beside(many, device="cpu") - beside(few, device="cpu") == 3 * (2**26 - 4 * 2 * 64 * 1000)
+    assert beside(many) - beside(few) == 3 * (2**28 - 4 * 2 * 64 * 1000)  # a GPU's pieces are larger
+    assert beside(few) - beside(few, scores="fused") == 2 * 64 * (
+        2 * 4 * 64 * 4
+    )  # tokens x (twice, fp32, length, heads)

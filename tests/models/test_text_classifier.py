@@ -13,7 +13,9 @@ from nextile.models.families.table import family_of
 from nextile.nn import specs
 
 CLASSES = ("bad", "good", "neither")
-HEADS = {"summary": specs.SummaryHead, "mean": specs.MeanHead, "last": specs.LastHead}
+HEADS = {
+    "summary": specs.SummaryHead, "pooled": specs.PooledHead, "mean": specs.MeanHead, "last": specs.LastHead
+}  # fmt: skip
 LENGTHS = (7, 3, 9, 1)
 PAD = 49
 
@@ -81,7 +83,8 @@ def test_a_padded_batch_is_classified_as_by_transformers(dtype, atol):
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize(("body", "head"), [("gpt2", "last"), ("qwen3", "last"), ("qwen3", "mean"), ("bert", "summary"),
-                                            ("bert", "mean"), ("bidirectional", "last")])  # fmt: skip
+                                            ("bert", "pooled"), ("bert", "mean"),
+                                            ("bidirectional", "last")])  # fmt: skip
 @torch.no_grad()
 def test_a_batch_is_each_text_alone(body, head, left):
     model = lively(classifier(bodies()[body], head), torch.float64)
@@ -96,7 +99,7 @@ def test_a_batch_is_each_text_alone(body, head, left):
 
 @torch.no_grad()
 def test_each_head_reads_its_own_tokens():
-    hears = {"summary": [0], "mean": range(9), "last": [8]}
+    hears = {"summary": [0], "pooled": [0], "mean": range(9), "last": [8]}
     for head, places in hears.items():
         model = lively(classifier(bodies()["bert"], head))
         x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(3))
@@ -122,6 +125,19 @@ def test_a_classifier_is_counted_as_it_is_built(body, head):
     assert specs.TextClassifier.model_validate(spec.model_dump()) == spec
 
 
+def test_a_pooled_head_is_counted_and_has_its_own_dropout():
+    spec = classifier(bodies()["bert"], "pooled")
+    assert count.parameters(spec).head == 3 * 32 + 3 + 32 * 32 + 32
+    dropped = lively(spec.model_copy(update={"head": spec.head.model_copy(update={"dropout": 0.5})}))
+    ids, there = padded()
+    assert torch.equal(dropped(ids, there), lively(spec)(ids, there))
+    torch.manual_seed(0)
+    assert not torch.equal(
+        dropped.head.train().of_texts(torch.ones(4, 9, 32), there != 0),
+        dropped.head.eval().of_texts(torch.ones(4, 9, 32), there != 0),
+    )
+
+
 def test_the_flops_of_a_head_are_those_of_a_text():
     spec = classifier(bodies()["qwen3"], "last")
     scores = count.score_flops(spec.stack, 8)
@@ -131,8 +147,9 @@ def test_the_flops_of_a_head_are_those_of_a_text():
 
 def test_what_cannot_see_a_text_is_refused():
     given = bodies()
-    with pytest.raises(ValidationError, match="the first token sees nothing else"):
-        classifier(given["gpt2"], "summary")
+    for head in ("summary", "pooled"):
+        with pytest.raises(ValidationError, match="the first token sees nothing else"):
+            classifier(given["gpt2"], head)
     with pytest.raises(ValidationError, match="longer than the 12 positions"):
         classifier(given["gpt2"].model_copy(update={"context": 13}), "last")
     crossed = given["qwen3"].stack.model_copy(update={"cross": specs.Attention(heads=4)})

@@ -106,12 +106,21 @@ def run(arguments: list[str]) -> int:
 def _failed(message: str, code: int) -> int:
     from nextile.tasks.report import one_line
 
+    if "RANK" in os.environ and not _may_speak():
+        return code
     if os.environ.get("NEXTILE_DEBUG"):
         import traceback
 
         traceback.print_exc()
     print(f"nextile: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def _may_speak() -> bool:
+    """Of the processes of torchrun one tells what went wrong."""
+    from nextile.training.parallel import may_speak
+
+    return may_speak()
 
 
 # --- a wrong command line -------------------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ Minutes = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(metavar="N", parser=whole(1), help="Train for so many steps.")]
 Init = Annotated[str | None, typer.Option(metavar="MODEL", help="Begin from this model's weights and tokens.")]
+Lora = Annotated[
+    int | None, typer.Option(metavar="R", parser=whole(1), help="Train adapters of rank R beside --init MODEL.")
+]
 Recipe = Annotated[str | None, typer.Option(metavar="FILE", help="A TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help=SETTING)]
 

@@ -1,6 +1,7 @@
 """`nextile tokenize`: a tokenizer from data, the tokens of a text, and which kind of token suits a text."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ Examples:
   nextile tokenize book.txt --size 4096 --out tokens    a tokenizer learned from a text
   nextile tokenize book.txt "low lower" --merges 20     how byte-pair encoding learns
   nextile tokenize book.txt --compare --train           which kind of token suits it
+  nextile tokenize runs/book --corpus crawl --out ids   the tokens of a large corpus, on disk
 """
 Source = Annotated[str, typer.Argument(metavar="DATA|MODEL", help="A text to learn from, or a folder that has tokens.")]
 Text = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to split; - is standard input.")]
@@ -33,24 +35,35 @@ Show = Annotated[str | None, typer.Option(metavar="TEXT", help="Show its pieces 
 Merges = Annotated[int | None, typer.Option(metavar="N", parser=whole(1), help="Show so many merges, TEXT after each.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Measure kinds of tokens on a part of DATA that is held out.")]
 Sizes = Annotated[str | None, typer.Option(metavar="N,N", help="Of --compare's vocabularies. [default: from DATA]")]
+Corpus = Annotated[str | None, typer.Option(metavar="DATA", help="Write the tokens of this corpus to --out, on disk.")]
+Cluster = Annotated[str | None, typer.Option(metavar="ADDRESS", help="With --corpus: by a Ray cluster, or auto.")]
 Train = Annotated[bool, typer.Option("--train", help="With --compare: train a small model on each kind as well.")]
 
 
 def tokenize(
     source: Source, text: Text = None, kind: Kind = None, size: Size = None, out: Out = None, show: Show = None,
     merges: Merges = None, compare: Compare = False, sizes: Sizes = None, train: Train = False,
-    minutes: options.Minutes = None, json: options.Json = False,
+    minutes: options.Minutes = None, corpus: Corpus = None, cluster: Cluster = None, json: options.Json = False,
 ) -> None:  # fmt: skip
     """Split a text into tokens, a model's or learned ones.
 
     The result is their ids; without TEXT, what tokens there are.
     """
-    known = Path(source, "tokenizer.json").is_file()
+    from nextile.text.legacy import has_text
+
+    known = has_text(Path(source))
     if known and (kind or size or compare):
         raise UsageError(f"'{source}' has tokens already: leave out --kind, --size and --compare, or name a text")
     if ((sizes or train) and not compare) or (minutes is not None and not train):
         raise UsageError("--sizes and --train belong to --compare, --minutes to --train: add that")
-    if compare:
+    if corpus is None and cluster is not None:
+        raise UsageError("--cluster belongs to --corpus: add that")
+    if corpus is not None:
+        _refuse("--corpus", TEXT=text, show=show, merges=merges, compare=compare or None)
+        if out is None:
+            raise UsageError("--corpus writes tokens: name a folder for them by --out")
+        _write_corpus(_tokens(source, known, kind, size)[0], corpus, out, cluster, json)
+    elif compare:
         _refuse("--compare", TEXT=text, kind=kind, size=size, out=out, show=show, merges=merges)
         _compare(source, sizes, (0.5 if minutes is None else minutes) if train else None, json)
     elif merges is not None:
@@ -67,6 +80,21 @@ def tokenize(
             _split(tokenizer, _given(text), json)
         else:
             _describe(source, tokenizer, found, json)
+
+
+def _write_corpus(tokenizer: "Tokenizer", corpus: str, out: str, cluster: str | None, json: bool) -> None:
+    """The corpus as a folder of tokens, by this process or by the workers of a cluster."""
+    from nextile.tasks.cluster import alone, on_ray, store_corpus
+    from nextile.tasks.report import choose
+
+    report = choose()
+    with nullcontext(alone) if cluster is None else on_ray(cluster) as workers:
+        store = store_corpus(corpus, tokenizer, out, report, workers)
+    facts = {"tokens": len(store), "documents": store.documents, "text_bytes": store.text_bytes,
+             "shards": len(store.index.shards)}  # fmt: skip
+    if json:
+        return write_json({"folder": out, **facts})
+    return report.table(f"tokens in {out}", [(name.replace("_", " "), f"{value:,}") for name, value in facts.items()])
 
 
 def _refuse(option: str, **beside: Any) -> None:

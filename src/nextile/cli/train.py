@@ -26,9 +26,6 @@ Out = Annotated[
     str | None, typer.Option(metavar="DIR", help="The run's folder, the model's in the end. [default: runs/NAME]")
 ]
 Resume = Annotated[str | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")]
-Lora = Annotated[
-    int | None, typer.Option(metavar="R", parser=options.whole(1), help="Train adapters of rank R beside --init MODEL.")
-]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
 
 
@@ -41,7 +38,7 @@ def train(
     steps: options.Steps = None,
     resume: Resume = None,
     init: options.Init = None,
-    lora: Lora = None,
+    lora: options.Lora = None,
     recipe: options.Recipe = None,
     settings: options.Set = None,
     json: options.Json = False,
@@ -56,11 +53,12 @@ def train(
     from nextile.base.config import parse_assignments
     from nextile.tasks.curve import best_validation
     from nextile.tasks.report import choose
+    from nextile.training.parallel import rank_of
 
     model = api.train(
         data or None, task=task, preset=preset, out=out, minutes=minutes, steps=steps, resume=resume, init=init,
         lora=lora, recipe=recipe, settings=parse_assignments(settings or []), report=choose(quiet=quiet),
     )  # fmt: skip
-    if json:
+    if json and rank_of() == 0:
         measured = best_validation(model.folder) if model.folder else {}
         write_json({"folder": str(model.folder)} | measured | model.describe())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_write, inside
-from nextile.data.batches import IGNORE, Batch, Order
+from nextile.data.batches import IGNORE, Batch, Order, listed
 from nextile.data.masking import refuse_sizes
 from nextile.data.packing import PackedRows, Side, laid
 from nextile.data.shards import BLOCK, TokenStore, open_store, write_store
@@ -115,6 +115,8 @@ class PackedAnswers(PackedRows):
     out. Errors: NextileError when all of them are.
     """
 
+    what = "conversations"
+
     def __init__(self, answers: AnswerStore, *, length: int, batch: int, seed: int):
         refuse_sizes(length, batch)
         self.answers = answers
@@ -162,11 +164,18 @@ class Comparisons:
                 f"a pair is two rows: a batch of {self.batch} rows does not divide into {accumulate} "
                 f"part{'s' * (accumulate > 1)} of whole pairs: choose a multiple of {2 * accumulate}"
             )
+        return [self._batch(pairs) for pairs in self._chosen(step).reshape(accumulate, -1)]
+
+    def named(self, step: int) -> str:
+        """The pairs."""
+        return listed("pairs", self._chosen(step))
+
+    def _chosen(self, step: int) -> np.ndarray:
+        """The pairs of a step, (N,)."""
         each = self.batch // 2
         epochs, places = np.divmod(np.arange(step * each, (step + 1) * each), len(self))
         order: list[np.ndarray] = [self._order(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)]
-        parts = self.pairs[np.concatenate(order)].reshape(accumulate, -1)
-        return [self._batch(pairs) for pairs in parts]
+        return self.pairs[np.concatenate(order)]
 
     def once(self) -> Iterator[Batch]:
         """Every pair once, in order; the last batch may have fewer."""

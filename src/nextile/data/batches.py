@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -67,6 +67,43 @@ class Batch:
             return [self]
         chunks = zip(*(tensor.chunk(parts) for tensor in (self.inputs, self.targets, *self.beside)), strict=True)
         return [Batch.of(inputs, targets, tuple(beside)) for inputs, targets, *beside in chunks]
+
+
+# --- the steps of a run ----------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Batches that are a function of the step."""
+
+    def micro(self, step: int, accumulate: int) -> list[Batch]:
+        """The batch of a step in equal parts."""
+        ...
+
+    def named(self, step: int) -> str:
+        """What it is made of, in a few words."""
+        ...
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The micro-batches of each step of a run."""
+
+    source: Source
+    accumulate: int
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Those of a step, a pure function of it."""
+        return self.source.micro(step, self.accumulate)
+
+    def named(self, step: int) -> str:
+        """Where in the data of the run they are from."""
+        return f"data/train, counted from 0, {self.source.named(step)}"
+
+
+def listed(what: str, numbers: np.ndarray, most: int = 8) -> str:
+    """ "pairs 3, 17, 29 and 13 more": the first of (N,) numbers, and how many are not said."""
+    more = f" and {len(numbers) - most:,} more" if len(numbers) > most else ""
+    return f"{what} {', '.join(map(str, numbers[:most].tolist()))}{more}"
 
 
 # --- the order -----------------------------------------------------------------------------------------------------
@@ -160,6 +197,10 @@ class TrainingWindows:
         """Where in the store the windows of a step start, (B,)."""
         epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), self._windows)
         return np.concatenate([self._epoch_starts(int(e), places[epochs == e]) for e in np.unique(epochs)])
+
+    def named(self, step: int) -> str:
+        """The windows, by where they start."""
+        return listed(f"windows of {self.context} tokens at", self.starts(step))
 
     def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
         offset = int.from_bytes(_hash("offset", self.seed, epoch), "little") % self._offsets

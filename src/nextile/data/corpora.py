@@ -126,7 +126,7 @@ def _whole(file: io.BufferedIOBase, name: str) -> Iterator[Piece]:
     yield "", True
 
 
-def _lines(file: io.BufferedIOBase, name: str) -> Iterator[Piece]:
+def _lines(file: Iterable[bytes], name: str) -> Iterator[Piece]:
     """A file of JSON lines, each a document; empty lines are skipped."""
     for number, line in enumerate(file, start=1):
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -183,18 +183,29 @@ def _suffix(name: str) -> str:
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
-def _from_file(path: Path) -> Pieces:
+def _text_file(path: Path) -> Path:
+    """The path. Errors: NextileError where it is no regular file of a kind that is read."""
     if not path.is_file():
         raise NextileError(f"'{path}' is not a regular file: pipe it into standard input and give '-'")
     if not _suffix(path.name):
         raise NextileError(f"'{path}' has an unsupported suffix: rename it to one of {' '.join(SUFFIXES)}")
-    return lambda: _file_pieces(path)
+    return path
 
 
-def _from_folder(folder: Path) -> Pieces:
+def _from_file(path: Path) -> Pieces:
+    return functools.partial(_file_pieces, _text_file(path))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Those of a folder that are read, in order. Errors: NextileError where there are none."""
     paths = [path for path in _visible_files(folder) if _suffix(path.name)]
     if not paths:
         raise NextileError(f"'{folder}' has no text in it: put files of these kinds there: {' '.join(SUFFIXES)}")
+    return paths
+
+
+def _from_folder(folder: Path) -> Pieces:
+    paths = _text_files(folder)
     return lambda: (piece for path in paths for piece in _file_pieces(path))
 
 
@@ -330,6 +341,72 @@ def _refuse_too_large(name: str, largest: int) -> None:
             f"'{name}' has a document of {largest:,} bytes, too much for {free:,} bytes of free memory: "
             'give it as .jsonl, one {"text": ...} a document'
         )
+
+
+# --- parts, for many readers ---------------------------------------------------------------------------------------
+
+PART = 64 * 2**20  # bytes of a file that one reader takes at a time, about
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes `start` to `stop` of a file, both between documents; None: to its end."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How many, as they lie on disk."""
+        return (self.path.stat().st_size if self.stop is None else self.stop) - self.start
+
+    def documents(self) -> Iterator[str]:
+        """Its texts, as `open_corpus` reads them, not counted before. Errors: NextileError, as there."""
+        return _join(self._pieces())
+
+    def _pieces(self) -> Iterator[Piece]:
+        if self.stop is None:
+            yield from _file_pieces(self.path)
+            return
+        with open_bytes(self.path) as file:
+            file.seek(self.start)
+            yield from _lines(_up_to(file, self.stop - self.start), f"'{self.path}' from byte {self.start},")
+
+
+def _up_to(file: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The lines in the next so many bytes."""
+    for line in file:
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
+
+
+def file_parts(source: str | Path, size: int = PART) -> list[Part]:
+    """A file or a folder in parts of about so many bytes, in the order in which `open_corpus` reads it.
+
+    A .jsonl is cut between its lines; another file is one part, as large as it is.
+    Errors: NextileError for what is missing, and for what is no file or folder of text.
+    """
+    path = Path(source)
+    if not os.path.exists(path):
+        raise NextileError(missing(path, (), "give a file or a folder that all workers see"))
+    paths = _text_files(path) if path.is_dir() else [_text_file(path)]
+    return [part for each in paths for part in _cut_file(each, size)]
+
+
+def _cut_file(path: Path, size: int) -> list[Part]:
+    total = path.stat().st_size
+    if _suffix(path.name) != ".jsonl" or total <= size:
+        return [Part(path)]
+    cuts = [0]
+    with open_bytes(path) as file:
+        for place in range(size, total, size):
+            file.seek(place)
+            file.readline()
+            cuts += [file.tell()] if cuts[-1] < file.tell() < total else []
+    return [Part(path, start, stop) for start, stop in itertools.pairwise([*cuts, total])]
 
 
 # --- holding out for validation ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_folder, atomic_write, inside, sha256
-from nextile.data.batches import Batch, Order
+from nextile.data.batches import Batch, Order, listed
 from nextile.data.pictures import PictureCorpus
 from nextile.images.augment import Augment, augmented
 
@@ -238,6 +238,10 @@ class _Batches:
     def micro(self, step: int, accumulate: int) -> list[Batch]:
         """The batch of a step in equal parts, for accumulation. Errors: UsageError when the rows do not divide."""
         return _parts(self.pictures(step), accumulate)
+
+    def named(self, step: int) -> str:
+        """The pictures."""
+        return listed("pictures", self.places(step))
 
     def pictures(self, step: int) -> Batch:
         """The batch of a step."""

@@ -30,11 +30,12 @@ import torch
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_write, inside
-from nextile.data.batches import Batch, Order
+from nextile.data.batches import Batch, Order, listed
 from nextile.data.corpora import missing, open_bytes, refuse_binary, refuse_fraction
 from nextile.data.packing import Side
 from nextile.data.shards import TokenStore
 from nextile.data.tables import checked_names, shown
+from nextile.text.frame import Frame
 
 LINE_SUFFIXES, TABLE_SUFFIXES = (".jsonl", ".jsonl.gz"), (".csv", ".csv.gz")
 BUILTIN = "python-labels"
@@ -462,13 +463,13 @@ SHAPES = (0.5, 0.8, 0.95)  # of the texts, by their lengths: a compiled step has
 class LabelledStore:
     """Tokenized texts, each a document of a store, and the class of each, (N,) int64 below `classes`.
 
-    begin: the token that a text begins with, where the model has been taught one.
+    frame: what stands before and after each text.
     """
 
     store: TokenStore
     labels: np.ndarray
     classes: int
-    begin: int | None = None
+    frame: Frame
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -480,24 +481,18 @@ class LabelledStore:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens of each text with those that begin and end it."""
-        return self.side.lengths + (self.begin is not None)
+        """(N,) tokens of each text with its frame; in the store it ends with one."""
+        return np.maximum(self.side.lengths - 1 + len(self.frame), 1)
 
     def row(self, index: int, context: int) -> list[int]:
-        """The tokens of a text, as `bounded` lays them."""
-        return bounded(self.side.tokens(index), self.begin, self.store.end_id, context)
+        """The tokens of a text in its frame; of nothing the end token."""
+        return self.frame.around(self.side.tokens(index), context) or [self.store.end_id]
 
     def batch(self, indices: np.ndarray, context: int, width: int | None = None) -> Batch:
         """These texts as one batch, `width` tokens wide, or as the longest needs."""
         ids, segments = laid([self.row(int(index), context) for index in indices], width)
         targets = torch.nn.functional.one_hot(torch.from_numpy(self.labels[indices]), self.classes).float()
         return Batch(ids, targets, len(indices), (segments,))
-
-
-def bounded(ids: list[int], begin: int | None, end: int, context: int) -> list[int]:
-    """The tokens between those that begin and end a text; the text is cut where they are more than `context`."""
-    before = [] if begin is None else [begin]
-    return [*before, *ids[: max(0, context - len(before) - 1)], end][:context]
 
 
 def laid(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -539,6 +534,10 @@ class LabelledBatches:
         pool, number = divmod(step, POOL)
         place = self._places(pool, number)
         return self._pool(pool)[place * self.batch : (place + 1) * self.batch]
+
+    def named(self, step: int) -> str:
+        """The texts."""
+        return listed("texts", self.chosen(step))
 
     def _sorted(self, pool: int) -> np.ndarray:
         size = POOL * self.batch

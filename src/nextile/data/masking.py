@@ -122,6 +122,10 @@ class MaskedWindows:
         """The same batch in equal parts, for accumulation. Errors: UsageError when the rows do not divide."""
         return self.rows(step).split(accumulate)
 
+    def named(self, step: int) -> str:
+        """The windows, by where they start."""
+        return self.windows.named(step)
+
 
 # --- validation ----------------------------------------------------------------------------------------------------
 

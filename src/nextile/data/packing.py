@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nextile.base.errors import NextileError
-from nextile.data.batches import IGNORE, Batch, Order
+from nextile.data.batches import IGNORE, Batch, Order, listed
 from nextile.data.masking import refuse_sizes
 from nextile.data.shards import TokenStore
 
@@ -140,6 +140,8 @@ class PackedRows:
     fitting: (F,) which texts or pairs fit in a row.  lengths: theirs, (F, S).
     """
 
+    what = "pairs"
+
     def __init__(self, fitting: np.ndarray, lengths: np.ndarray, *, length: int, batch: int, seed: int):
         self.length, self.batch, self.seed = length, batch, seed
         sizes, classes, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
@@ -159,10 +161,16 @@ class PackedRows:
 
     def rows(self, step: int) -> Batch:
         """The batch of a step."""
+        return self._batch(self._held(step))
+
+    def named(self, step: int) -> str:
+        """What its rows hold."""
+        return listed(self.what, np.concatenate(self._held(step)))
+
+    def _held(self, step: int) -> list[np.ndarray]:
+        """What each row of a step holds."""
         epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self))
-        return self._batch(
-            [self._at(epoch, place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-        )
+        return [self._at(epoch, place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
 
     def once(self) -> Iterator[Batch]:
         """All that fits, once; the last batch may have fewer rows."""

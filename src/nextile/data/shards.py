@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def write_store(
     blocks = _checked(_packed(documents, end_id, tally), vocab_size)
     with atomic_folder(folder) as temporary:
         shards = tuple(
-            _write_shard(temporary / f"tokens-{number:05d}.bin", (piece for _, piece in pieces), DTYPES[dtype])
+            _write_shard(temporary / _name(number), (piece for _, piece in pieces), DTYPES[dtype])
             for number, pieces in itertools.groupby(_cut(blocks, shard_tokens), key=operator.itemgetter(0))
         )
         if not shards:
@@ -129,6 +129,10 @@ def write_store(
         )
         atomic_write(temporary / INDEX, index.model_dump_json(indent=1) + "\n")
     return open_store(folder)
+
+
+def _name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
 
 
 def _packed(documents: Iterable[np.ndarray], end_id: int, tally: Counter[str]) -> Iterator[np.ndarray]:
@@ -175,6 +179,34 @@ def _write_shard(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> S
             digest.update(data)
             tokens += len(piece)
     return Shard(name=path.name, tokens=tokens, sha256=digest.hexdigest())
+
+
+# --- joining -------------------------------------------------------------------------------------------------------
+
+
+def side_by_side(stores: Sequence[TokenStore], meta: Mapping[str, Any]) -> TokenStore:
+    """Stores that lie in one folder as one, in this order; nothing is copied. They have one vocabulary."""
+    shards = (
+        shard.model_copy(update={"name": f"{store.folder.name}/{shard.name}"})
+        for store in stores
+        for shard in store.index.shards
+    )
+    sums = {"tokens": sum(map(len, stores)), "documents": sum(store.documents for store in stores)}
+    index = stores[0].index.model_copy(update={**sums, "shards": tuple(shards), "meta": dict(meta)})
+    return TokenStore(stores[0].folder.parent, index)
+
+
+def copy_shard(store: TokenStore, folder: Path, number: int, shard_tokens: int = SHARD_TOKENS) -> Shard:
+    """Write shard `number` of the store that `write_store` would make of the same documents."""
+    start, stop = number * shard_tokens, min((number + 1) * shard_tokens, len(store))
+    pieces = (store[place : min(place + BLOCK, stop)] for place in range(start, stop, BLOCK))
+    return _write_shard(folder / _name(number), pieces, DTYPES[store.index.dtype])
+
+
+def write_index(store: TokenStore, folder: Path, shards: Sequence[Shard]) -> None:
+    """Write the index of what `copy_shard` wrote: the folder is a store then."""
+    index = store.index.model_copy(update={"shards": tuple(shards)})
+    atomic_write(folder / INDEX, index.model_dump_json(indent=1) + "\n")
 
 
 # --- opening -------------------------------------------------------------------------------------------------------
