@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 HOUSE = Path(__file__).parents[1]
 PAGE = HOUSE / "docs" / "families.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
-FILES = ("families", "other_families", "bert", "marian", "vit", "imagegpt")
+FILES = ("families", "other_families", "bert", "marian", "vit", "imagegpt", "classifiers")
 OWN = ("bert", "marian", "vit", "imagegpt")  # families with a file of tests to themselves
 # What the page calls a check, and which tests are one.
 CHECKS = {
@@ -23,6 +23,7 @@ CHECKS = {
     "there and back": r"there_and_back|written_is_what_was_read|rules_use_every",
     "loads there": r"they_read_it|transformers_loads",
     "parameters": r"parameter",
+    "classes of texts": r"text_classes",
     "controls": r"control",
 }
 

@@ -22,7 +22,7 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").rglob("*.md"))]
 RUN = ("python", "bash", "console")
-SHOWN = ("text", "json", "toml")  # languages that are only looked at
+SHOWN = ("text", "json", "toml", "yaml")  # languages that are only looked at
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 COMMENT = re.compile(r"^ *<!-- *(slow|not run)(?:: *(.*?))? *-->$")
 SECONDS = 900

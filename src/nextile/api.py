@@ -24,6 +24,7 @@ from nextile.generation.sample import Sampling
 from nextile.generation.talk import Talk
 from nextile.generation.translate import Translation, translate
 from nextile.images.processor import Palette
+from nextile.inspection.anatomy import anatomy
 from nextile.models import count
 from nextile.nn import specs
 from nextile.tasks import (
@@ -42,11 +43,13 @@ from nextile.tasks import (
 )
 from nextile.tasks import probe as linear_probe
 from nextile.tasks.plan import Plan, make_plan
-from nextile.tasks.report import Report, choose
+from nextile.tasks.report import Report, Silent, choose
 from nextile.tasks.settings import RunSettings
+from nextile.tasks.start import Start
 from nextile.tasks.task import Task
 from nextile.tasks.tuning import usual
 from nextile.text.tokenizer import Tokenizer
+from nextile.training.parallel import joined, restarted
 
 RUNS = Path("runs")
 Sources = str | Path | Sequence[str | Path]
@@ -275,13 +278,14 @@ class Model(Pretrained):
             raise UsageError(f"{self.called} {NO_WRITERS[self.task]}")
 
     def describe(self) -> dict[str, Any]:
-        """What the model is: family, parameters by part, tokenizer, spec tree."""
+        """What the model is: family, parameters by part, adapter, what is packed, tokenizer, spec tree."""
         parameters = count.parameters(self.spec)
         by_part = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
         return {
             "family": self.family,
             "task": self.task,
             "parameters": {"total": parameters.total, **by_part},
+            **anatomy(self),
             **_reads(self.processor),
             **_caches(self.spec),
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
@@ -332,42 +336,49 @@ def train(
     settings: by dotted name, such as {"lr": 1e-3, "tokenizer.kind": "bpe"}; they win over NEXTILE_* in the
     environment, which wins over the recipe. Errors: NextileError, in one line with the remedy.
     """
-    report = report or choose()
-    if resume is not None:
-        _refuse_beside_resume(data=data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, init=init,
-                              lora=lora, recipe=recipe, settings=settings)  # fmt: skip
-        return _model(run.resume_run(Path(resume), report))
-    tuned = {} if lora is None else {"lora.rank": lora}
-    work, sources, found = _request(data, task, recipe, {**(settings or {}), **tuned})
-    folder = Path(out) if out is not None else _free_folder(sources[0])
-    return _model(
-        run.new_run(
-            sources,
-            found,
-            folder=folder,
-            report=report,
-            task=work,
-            preset=preset,
-            minutes=minutes,
-            steps=steps,
-            init=None if init is None else str(init),
+    with joined() as world:
+        report = (report or choose()) if world.first else Silent()
+        if resume is not None:
+            _refuse_beside_resume(data=data, task=task, preset=preset, out=out, minutes=minutes, steps=steps, init=init,
+                                  lora=lora, recipe=recipe, settings=settings)  # fmt: skip
+            return _model(run.resume_run(Path(resume), report, world))
+        tuned = {} if lora is None else {"lora.rank": lora}
+        if (lost := _lost_run(data, out)) is not None:
+            return _model(run.resume_run(lost, report, world))
+        if out is not None and world.first:
+            run.check_free(Path(out))
+        work, sources, found, start = _request(data, task, preset, init, recipe, {**(settings or {}), **tuned})
+        folder = Path(out) if out is not None else Path(world.said(str(_free_folder(sources[0]))))
+        return _model(
+            run.new_run(
+                sources,
+                found,
+                folder=folder,
+                report=report,
+                task=work,
+                preset=preset,
+                minutes=minutes,
+                steps=steps,
+                start=start,
+                world=world,
+            )
         )
-    )
 
 
 def plan(
     data: Sources | None = None, *, task: str | None = None, preset: str | None = None,
-    minutes: float | None = None, steps: int | None = None, init: str | Path | None = None,
+    minutes: float | None = None, steps: int | None = None, init: str | Path | None = None, lora: int | None = None,
     recipe: str | Path | None = None, settings: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Plan:  # fmt: skip
     """What `train` with the same arguments would do: sizes, memory, FLOPs, time; nothing is kept on disk."""
-    work, sources, found = _request(data, task, recipe, settings)
-    start = run.begin_from(init, work, preset, found)
+    tuned = {} if lora is None else {"lora.rank": lora}
+    work, sources, found, start = _request(data, task, preset, init, recipe, {**(settings or {}), **tuned})
     with TemporaryDirectory(prefix="nextile-plan-") as folder:
         prepared = work.prepare(sources, found, Path(folder), report or choose(), start.model)
+        first, _, outline = run.begin_with(start, work, prepared, found)
         return make_plan(
             work, prepared, found, source=" + ".join(sources), preset=preset, minutes=minutes, steps=steps,
-            fixed=work.adapt(start.model, prepared).spec if start.model else None, width=start.width,
+            fixed=first.spec if first else None, width=start.width, outline=outline,
         )  # fmt: skip
 
 
@@ -385,9 +396,13 @@ def _sampling(
 
 
 def _request(
-    data: Sources | None, task: str | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
-) -> tuple[Task, list[str], RunSettings]:
-    """Task, sources and settings of a run: defaults < the task's < recipe < environment < what was said."""
+    data: Sources | None, task: str | None, preset: str | None, init: str | Path | None, recipe: str | Path | None,
+    settings: Mapping[str, Any] | None,
+) -> tuple[Task, list[str], RunSettings, Start]:  # fmt: skip
+    """Task, sources, settings and beginning of a run.
+
+    Of settings: defaults < the task's < a beginning's usual rates < recipe < environment < what was said.
+    """
     if not data:
         raise UsageError("no data to train on: give a file, a folder, '-' or a built-in such as python-docs")
     sources, layers = _sources_of(data), [read_toml(recipe)] if recipe is not None else []
@@ -395,7 +410,8 @@ def _request(
     layers += [environment(), settings or {}]
     _refuse_unread(work, layers)
     found = resolve(RunSettings, work.settings, *layers)
-    return work, sources, resolve(RunSettings, work.settings, usual(found), *layers)
+    start = run.begin_from(init, work, preset, found)
+    return work, sources, resolve(RunSettings, work.settings, usual(found, work.name, start.model), *layers), start
 
 
 def _refuse_unread(work: Task, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -454,9 +470,22 @@ def _sources_of(data: Sources) -> list[str]:
 
 def _free_folder(source: str) -> Path:
     """runs/NAME, or runs/NAME-2, ... where that holds a run already."""
-    name = "text" if source == "-" else Path(source).resolve().name.split(".")[0] or "text"
-    for number in range(1, 10_000):
-        folder = RUNS / (name if number == 1 else f"{name}-{number}")
+    for folder in _folders(source):
         if not (folder / run.RUN).exists() and not (folder / "config.json").exists():
             return folder
-    raise UsageError(f"'{RUNS}' holds ten thousand runs named {name}: choose an --out")
+    raise UsageError(f"'{RUNS}' holds ten thousand runs of such a name: choose an --out")
+
+
+def _folders(source: str) -> Iterator[Path]:
+    """runs/NAME, runs/NAME-2, ..."""
+    name = "text" if source == "-" else Path(source).resolve().name.split(".")[0] or "text"
+    return (RUNS / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
+
+
+def _lost_run(data: Sources | None, out: str | Path | None) -> Path | None:
+    """The run to go on with where torchrun has started this again: it lost a process, and had begun that run."""
+    if not restarted() or not data:
+        return None
+    folders = [Path(out)] if out is not None else list(_folders(_sources_of(data)[0]))
+    begun = [folder for folder in folders if (folder / run.RUN).exists()]
+    return begun[-1] if begun else None

@@ -1,5 +1,7 @@
 """Training states on disk: whole or passed over, the last two kept."""
 
+import random
+
 import pytest
 import torch
 
@@ -43,10 +45,31 @@ def test_a_broken_latest_falls_back(run, name, damage):
     assert "going on from step 20" in saved.note
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_is_damaged_the_last_good_one_is_found_and_said_in_a_line(run, seed):
+    """A bit flipped in a random byte of any file of the newest state, or the file cut at a random length."""
+    chance = random.Random(seed)
+    path = chance.choice(sorted((run / "state" / "step-00000030").iterdir()))
+    data = bytearray(path.read_bytes())
+    if chance.random() < 0.5:
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    else:
+        del data[chance.randrange(len(data)) :]
+    path.write_bytes(data)
+    saved = latest_state(run)
+    assert saved.note is not None or path.name == "manifest.json"  # whose white space and end nobody needs
+    assert torch.equal(saved.tensors["w"], tensors(saved.step)["w"])
+    assert saved.progress == {"step": saved.step}
+    if saved.note is not None:
+        assert saved.step == 20
+        assert saved.note.startswith("the latest saved state is broken ('")
+        assert saved.note.isprintable()
+
+
 def test_none_whole_or_none_at_all(run, tmp_path):
     for folder in (run / "state").iterdir():
         (folder / "tensors.safetensors").write_bytes(b"")
-    with pytest.raises(NextileError, match=r"no saved state in .* is whole"):
+    with pytest.raises(NextileError, match=r"no saved state in .* is whole: .*: train anew"):
         latest_state(run)
     assert not has_state(tmp_path / "other")
     with pytest.raises(NextileError, match="holds no training state to resume from"):

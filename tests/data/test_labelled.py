@@ -20,7 +20,6 @@ from nextile.data.labelled import (
     LabelledStore,
     all_texts,
     are_labelled,
-    bounded,
     chosen_texts,
     load_labels,
     named_as_labelled,
@@ -32,6 +31,7 @@ from nextile.data.labelled import (
     widths,
 )
 from nextile.data.shards import write_store
+from nextile.text.frame import Frame
 
 ROWS = [("good, and long", "pos"), ('a "bad"\nthing', "neg"), ("größer \x0b", "pos")]
 
@@ -290,14 +290,17 @@ def store(folder: Path, begin: int | None = None, count: int = 100) -> LabelledS
     random = np.random.default_rng(0)
     texts = [np.full(random.integers(1, 41), 10 + i) for i in range(count)]
     tokens = write_store(folder / "s", texts, vocab_size=200, end_id=0, meta={"text_bytes": 1})
-    return LabelledStore(tokens, np.arange(count) % 3, 3, begin)
+    return LabelledStore(tokens, np.arange(count) % 3, 3, Frame(() if begin is None else (begin,), (0,)))
 
 
-def test_a_text_is_cut_between_its_begin_and_its_end():
-    assert bounded([5, 6, 7], None, 0, 9) == [5, 6, 7, 0]
-    assert bounded([5, 6, 7], 1, 0, 9) == [1, 5, 6, 7, 0]
-    assert bounded([5, 6, 7], 1, 0, 4) == [1, 5, 6, 0]
-    assert bounded([], None, 0, 4) == [0]
+def test_a_text_without_a_frame_is_itself_and_nothing_is_the_end(tmp_path):
+    tokens = write_store(tmp_path / "s", [np.array([5, 6]), np.array([], int)], vocab_size=9, end_id=0, meta={})
+    texts = LabelledStore(tokens, np.array([0, 1]), 2, Frame())
+    assert [texts.row(index, 9) for index in (0, 1)] == [[5, 6], [0]]
+    assert texts.lengths.tolist() == [2, 1]
+    framed = LabelledStore(tokens, np.array([0, 1]), 2, Frame((7,), (8, 0)))
+    assert [framed.row(index, 4) for index in (0, 1)] == [[7, 5, 8, 0], [7, 8, 0]]
+    assert framed.lengths.tolist() == [5, 3]
 
 
 def test_a_batch_holds_its_texts_their_mask_and_their_classes(tmp_path):

@@ -213,7 +213,7 @@ def test_bert_is_read_at_the_token_that_begins_a_text():
     from nextile.models.families import bert, gpt2
 
     for body, tokenizer, head in (
-        (bert, begun, "summary"), (bert, plain, "mean"), (gpt2, begun, "last")
+        (bert, begun, "pooled"), (bert, plain, "mean"), (gpt2, begun, "last")
     ):  # fmt: skip
         spec = body.spec(vocab=50, context=9, width=8, depth=1, heads=1)
         assert with_head(spec, ("a", "b"), tokenizer).head.type == head

@@ -12,9 +12,13 @@ from tests.conftest import TINY, TINY_PAIRS, TINY_PICTURES
 
 import nextile
 from nextile.base.errors import NextileError, UsageError
+from nextile.checkpoint.store import save_model
+from nextile.models.build import build
+from nextile.models.families import mixtral
 from nextile.nn.lora import lora_parts
-from nextile.nn.quantize import QuantizedLinear
+from nextile.nn.quantize import QuantizedLinear, QuantizedStacked
 from nextile.tasks.report import Silent
+from nextile.tasks.run import Run
 
 LINES = [f"the {animal} {verb} and the {other} sleeps. " for animal in ("cat", "dog", "owl", "fox") for verb in
          ("runs", "eats", "sings") for other in ("hen", "ant", "cow")]  # fmt: skip
@@ -92,6 +96,38 @@ def test_resumed_it_is_the_same_byte_for_byte(text, base, tmp_path, packed):
     assert {name.rpartition(".adapters.")[1] for name in saved if name.startswith("model.")} == {".adapters."}
 
 
+def test_in_bfloat16_the_base_is_held_so_while_it_is_tuned_and_what_is_saved_is_as_ever(
+    text, base, tmp_path, monkeypatch
+):
+    held = []
+    monkeypatch.setattr(Run, "_validate", _noted(Run._validate, held))
+    settings = {"precision": "bf16", "checkpoint.every": 4}
+    model = tuned(text, base, tmp_path / "run", settings=settings)
+    assert {each[".base.weight"] for each in held} == {torch.bfloat16}
+    assert {each[".down.weight"] for each in held} == {torch.float32}
+    assert {each.dtype for each in load_file(tmp_path / "run" / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == "float32"
+    assert {part.base.weight.dtype for part in lora_parts(model.model).values()} == {torch.float32}
+    whole = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "state" / "step-00000008")
+    (tmp_path / "run" / "adapter_model.safetensors").unlink()
+    nextile.train(resume=tmp_path / "run", report=Silent())
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == whole
+
+
+def _noted(validate, held):
+    """A run's validation that notes the dtype of adapted layers' parameters before."""
+
+    def noted(run):
+        names = [*run.model.named_parameters()]
+        held.append({end: p.dtype for name, p in names for end in (".base.weight", ".down.weight") if end in name})
+        validate(run)
+
+    return noted
+
+
 def test_a_base_that_changed_is_not_resumed(text, base, tmp_path):
     shutil.copytree(base, tmp_path / "base")
     tuned(text, tmp_path / "base", tmp_path / "run")
@@ -126,7 +162,7 @@ def test_a_new_head_is_trained_and_kept_beside_the_adapter(base, tmp_path):
     rows = [{"text": f"{line}", "label": line.split()[1]} for line in LINES]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = tuned(tmp_path / "data.jsonl", base, tmp_path / "run")
-    assert set(load_file(tmp_path / "run" / "trained.safetensors")) == {"head.weight", "head.bias"}
+    assert set(load_file(tmp_path / "run" / "trained.safetensors")) == {"head.weight"}
     assert model.task == "classify-text"
     again = nextile.load(tmp_path / "run", device="cpu")
     assert again.classify("the owl eats and the cow sleeps") == model.classify("the owl eats and the cow sleeps")
@@ -161,6 +197,23 @@ def test_an_adapter_that_is_its_own_base_is_refused(text, base, tmp_path):
         nextile.load(tmp_path / "run", device="cpu")
 
 
+@pytest.mark.parametrize("packed", ["full", "int8", "int4"])
+def test_beside_experts_a_model_is_tuned_and_they_may_be_packed(text, base, tmp_path, packed):
+    tokenizer = nextile.load(base, device="cpu").tokenizer
+    spec = mixtral.spec(
+        vocab=tokenizer.vocab_size, context=32, width=16, depth=1, heads=2, hidden=16, experts=4, chosen=2
+    )
+    save_model(tmp_path / "base", build(spec), tokenizer)
+    settings = {"lora.base": packed}
+    model = tuned(text, tmp_path / "base", tmp_path / "run", settings=settings)
+    again = nextile.load(tmp_path / "run", device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again.model(ids(again)), model.model(ids(model)))
+    assert sum(isinstance(part, QuantizedStacked) for part in again.model.modules()) == (0 if packed == "full" else 3)
+    assert {path.rpartition(".")[2] for path in lora_parts(again.model)} == {"query", "key", "value", "out"}
+    assert again.describe().get("packed", {}).get("layers", 0) == (0 if packed == "full" else 7)
+
+
 # --- every kind of model --------------------------------------------------------------------------------------------
 
 
@@ -172,6 +225,8 @@ def pairs(tmp_path):
 
 
 KINDS = {
+    "lm": ("text", TINY, None),
+    "gpt2": ("text", TINY, "gpt2"),
     "translate": ("pairs", TINY_PAIRS | {"context": 64}, None),
     "marian": ("pairs", TINY_PAIRS | {"context": 64}, "marian"),
     "masked": ("text", TINY, None),
@@ -181,7 +236,7 @@ KINDS = {
     "vit": ("photos", TINY_PICTURES, "vit"),
     "paint": ("photos", TINY_PICTURES, None),
 }
-NAMES = {"marian": "translate", "bert": "masked", "vit": "classify"}
+NAMES = {"gpt2": "lm", "marian": "translate", "bert": "masked", "vit": "classify"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

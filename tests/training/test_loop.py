@@ -161,7 +161,7 @@ def test_five_bad_steps_in_a_row_end_the_run_with_a_remedy(tiny, batch):
     model, taken = tiny(), []
     objective = poisoned({1, 2, 3, 4, 6, 7, 8, 9, 10}, math.nan)
     run = train(model, lambda step: [batch(step)], objective, Optimizer(model, AdamW()), Constant(), steps=20)
-    with pytest.raises(NextileError, match=r"step 10: loss nan.*5 steps in a row were skipped: lower lr \(now 0.001\)"):
+    with pytest.raises(NextileError, match=r"step 11: loss nan.*5 steps in a row were skipped: lower lr \(now 0.001\)"):
         taken.extend(step.index for step in run)
     assert taken == list(range(10))
     assert weights(model).isfinite().all()

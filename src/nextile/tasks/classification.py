@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +19,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.imageset import ImageBatches, ImageSet, open_images
 from nextile.data.pictures import are_pictures, open_pictures
 from nextile.generation.decode import evaluating
@@ -128,10 +127,10 @@ class PictureData:
         unseen = [name for number, name in enumerate(self.classes) if number not in seen]
         return f"nothing is held out of {_few(unseen)}: its accuracy is not measured" if unseen else None
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Pictures, each once an epoch, changed in ways that leave their class."""
         rows = ImageBatches(self.train, reads_floats(self.processor), batch=batch, seed=seed, augment=self.augment)
-        return partial(rows.micro, accumulate=accumulate)
+        return Steps(rows, accumulate)
 
     def once(self) -> Iterable[Batch]:
         """All that are held out, as they are."""

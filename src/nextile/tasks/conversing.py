@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -18,7 +17,7 @@ from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
 from nextile.data.answers import AnswerStore, PackedAnswers, open_answers, usual_context, write_answers
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.conversations import (
     Conversation,
     Records,
@@ -168,10 +167,10 @@ class ChatData:
         found = {"conversations to train on": self.train, "to validate on": self.held_out}
         return cut_note(found, context, lambda store: int((store.asked_within(context) == 0).sum()))
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Rows of conversations, each once an epoch, in an order of its own each epoch."""
         packed = PackedAnswers(self.train, length=context, batch=batch, seed=seed)
-        return partial(packed.micro, accumulate=accumulate)
+        return Steps(packed, accumulate)
 
     def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
         """Nats per token of the held-out answers, and perplexity."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +15,7 @@ from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
 from nextile.checkpoint.weights import read_json
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.corpora import open_corpus
 from nextile.data.spans import Corruption, Prefix, Spans, SpanWindows, span_validation
 from nextile.generation.beam import Beams
@@ -60,10 +59,10 @@ class NoisyData(TextData):
         self.corruption.shape(context)
         return super().check(context)
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Windows of the training text, without replacement, cut anew each epoch."""
         windows = SpanWindows(self.train, self.corruption, context=context, batch=batch, seed=seed)
-        return partial(windows.micro, accumulate=accumulate)
+        return Steps(windows, accumulate)
 
     def once(self, context: int) -> list[Batch]:
         """The whole validation text, always cut in the same places."""

@@ -5,9 +5,8 @@ Shapes: N texts, B batch, T tokens, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,15 +19,14 @@ from torch import Tensor
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import Processor, Spec
-from nextile.data.batches import Batch
+from nextile.checkpoint.store import OURS, Processor, Spec
+from nextile.data.batches import Batch, Steps
 from nextile.data.labelled import (
     LabelledBatches,
     LabelledCorpus,
     LabelledStore,
     all_texts,
     are_labelled,
-    bounded,
     chosen_texts,
     laid,
     load_labels,
@@ -47,6 +45,7 @@ from nextile.tasks.report import Report, counted, one_line
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only
+from nextile.text.frame import Frame, framed, own_frame, usual_frame
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import class_measures
@@ -137,11 +136,9 @@ class LabelledData:
         notes += [f"nothing is held out of {', '.join(unseen[:10])}: its accuracy is not measured"] * bool(unseen)
         return "; ".join(notes) or None
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Texts of like lengths, each once an epoch."""
-        return partial(
-            LabelledBatches(self.train, context=context, batch=batch, seed=seed).micro, accumulate=accumulate
-        )
+        return Steps(LabelledBatches(self.train, context=context, batch=batch, seed=seed), accumulate)
 
     def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
         """Nats per text, and how many are right."""
@@ -201,7 +198,7 @@ class Labelling(TextTask):
         for part in {id(part.corpus): part.corpus for part in (train, held_out)}.values():
             if part.skipped:
                 report.warn(f"'{part.name}' has {part.skipped:,} rows without a text: they are left out")
-        tokenizer = known or learn_tokenizer(train, settings.tokenizer, report)
+        tokenizer = framed(known or learn_tokenizer(train, settings.tokenizer, report))
         learned, asked = (
             _store(part, tokenizer, folder / name, f"tokenizing ({name})", report)
             for name, part in (("train", train), ("validation", held_out))
@@ -243,19 +240,30 @@ def with_head(spec: Spec, classes: tuple[str, ...], tokenizer: Tokenizer) -> spe
     """A classifier of texts with the embedding and the stack of a model; of an encoder-decoder those of its encoder.
 
     It reads the last token of a causal stack; of one that looks both ways the first, where texts begin with a token
-    of their own, else the mean. A classifier keeps its kind of head. Errors: UsageError for a model of another kind.
+    of their own, else the mean: as transformers' classifiers do, the mean apart. A classifier keeps its kind of head.
+    Errors: UsageError for a model of another kind.
     """
     if isinstance(spec, specs.TextClassifier):
-        return spec.model_copy(update={"head": spec.head.model_copy(update={"classes": classes})})
+        padding = {"padding": _padding(tokenizer)} if isinstance(spec.head, specs.LastHead) else {}
+        return spec.model_copy(update={"head": spec.head.model_copy(update={"classes": classes, **padding})})
     if isinstance(spec, specs.EncoderDecoder):
         embed, stack = spec.source, spec.encoder
     elif isinstance(spec, specs.Transformer):
         embed, stack = spec.embed, spec.stack
     else:
         raise UsageError("a classifier of texts begins from a model that reads texts by a stack of blocks")
-    head = specs.MeanHead(classes=classes) if tokenizer.begin_id is None else specs.SummaryHead(classes=classes)
-    head = specs.LastHead(classes=classes) if stack.causal else head
+    if stack.causal:
+        head = specs.LastHead(classes=classes, bias=False, padding=_padding(tokenizer))
+    elif tokenizer.begin_id is None:
+        head = specs.MeanHead(classes=classes)
+    else:
+        head = specs.PooledHead(classes=classes, dropout=stack.dropout)
     return specs.TextClassifier(context=spec.context, embed=embed, stack=stack, head=head)
+
+
+def _padding(tokenizer: Tokenizer) -> int | None:
+    """The token of padding, if it is not the one that ends each text and is read here."""
+    return None if tokenizer.pad_id == tokenizer.end_id else tokenizer.pad_id
 
 
 def _tokens_of(base: Pretrained | None) -> Tokenizer | None:
@@ -281,19 +289,21 @@ def _all(corpus: LabelledCorpus) -> _Texts:
     return _Texts.of(corpus, np.ones(len(corpus), dtype=bool))
 
 
-def _store(texts: _Texts, tokenizer: Tokenizer, folder: Path, title: str, report: Report) -> LabelledStore:
+def _store(
+    texts: _Texts, tokenizer: Tokenizer, folder: Path, title: str, report: Report, frame: Frame | None = None
+) -> LabelledStore:
     """The texts' tokens in a store, and their labels beside it."""
     store = store_tokens(texts, tokenizer, folder, title, report)
     classes = texts.corpus.classes
     save_labels(folder / LABELS, texts.labels, classes)
-    return LabelledStore(store, texts.labels, len(classes), tokenizer.begin_id)
+    return LabelledStore(store, texts.labels, len(classes), usual_frame(tokenizer) if frame is None else frame)
 
 
 def _stored(folder: Path, tokenizer: Tokenizer) -> tuple[LabelledStore, tuple[str, ...]]:
     """What `_store` wrote, and the names of the classes. Errors: NextileError when something of it is missing."""
     store = stored_tokens(folder, tokenizer)
     labels, classes = load_labels(folder / LABELS, store.documents)
-    return LabelledStore(store, labels, len(classes), tokenizer.begin_id), classes
+    return LabelledStore(store, labels, len(classes), usual_frame(tokenizer)), classes
 
 
 # --- using a classifier ---------------------------------------------------------------------------------------------
@@ -316,22 +326,27 @@ def label(pretrained: Pretrained, texts: Sequence[str], top: int) -> list[Labell
     spec = _classifier(pretrained)
     if top < 1:
         raise UsageError(f"top is {top}: ask for at least 1 class")
-    tokenizer, classes, found = pretrained.tokenizer, spec.head.classes, []
+    tokenizer, classes, frame, found = pretrained.tokenizer, spec.head.classes, _frame(pretrained), []
     for start in range(0, len(texts), TOGETHER):
         some = texts[start : start + TOGETHER]
         ids = [tokenizer.encode(text) for text in some]
-        rows = [bounded(each, tokenizer.begin_id, tokenizer.end_id, spec.context) for each in ids]
+        rows = [frame.around(each, spec.context) or [tokenizer.end_id] for each in ids]
         check_ids(rows, spec.embed.vocab, "text")
         best = probabilities(pretrained.model, rows).topk(min(top, len(classes)))
         ranked = zip(some, ids, best.values.tolist(), best.indices.tolist(), strict=True)
         for text, each, shares, numbers in ranked:
             named = [(classes[number], share) for number, share in zip(numbers, shares, strict=True)]
-            found.append(Labelled(text, named, _cut(len(each), tokenizer, spec.context)))
+            found.append(Labelled(text, named, _cut(len(each), spec.context - len(frame))))
     return found
 
 
-def _cut(tokens: int, tokenizer: Tokenizer, context: int) -> str | None:
-    room = context - 1 - (tokenizer.begin_id is not None)
+def _frame(pretrained: Pretrained) -> Frame:
+    """What stands around each text; of a family's classifier, which others may have trained, its tokenizer says it."""
+    frame = usual_frame if pretrained.family == OURS else own_frame
+    return frame(pretrained.tokenizer)
+
+
+def _cut(tokens: int, room: int) -> str | None:
     return f"the text has {tokens:,} tokens and the model reads {room:,}: it is cut" if tokens > room else None
 
 
@@ -369,7 +384,8 @@ def _evaluated(
 ) -> LabelledStore:  # fmt: skip
     if sources:
         corpus = renumbered(open_labelled(sources), classes)
-        return _store(_all(corpus), pretrained.tokenizer, folder / "text", "tokenizing", report)
+        frame = _frame(pretrained)
+        return _store(_all(corpus), pretrained.tokenizer, folder / "text", "tokenizing", report, frame)
     own = (pretrained.folder or Path()) / "data" / "validation"
     if not own.exists():
         raise NextileError(f"{pretrained.called} has no held-out texts of its own: name texts to evaluate on")

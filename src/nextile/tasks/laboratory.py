@@ -22,6 +22,7 @@ from nextile.tasks.run import new_run, task_named
 from nextile.tasks.settings import RunSettings, TokenizerChoice, Validation
 from nextile.tasks.tokens import bpe_size, learn_tokenizer
 from nextile.text import bpe
+from nextile.text.legacy import has_text
 from nextile.text.pieces import Merge, byte_words, merges_of, one_by_one, spelled, visible
 from nextile.text.tokenizer import Tokenizer
 
@@ -216,13 +217,13 @@ def _watched(texts: Iterable[str], bar: Bar) -> Iterator[str]:
 
 
 def first_merges(source: str, text: str, count: int, report: Report) -> list[Merge]:
-    """The first merges that byte-pair encoding learns from a corpus, or that a folder's tokenizer.json has.
+    """The first merges that byte-pair encoding learns from a corpus, or that a folder's tokens have.
 
     Each with `text` after it. Errors: UsageError for a long text, and for a folder whose tokens have no merges.
     """
     if len(text) > LONGEST:
         raise UsageError(f"a text of {len(text):,} characters is too long to show after every merge: give {LONGEST:,}")
-    known = Path(source, "tokenizer.json").is_file()
+    known = has_text(Path(source))
     found = list(_merges_of_folder(source, text, count) if known else _merges_of_corpus(source, text, count, report))
     if len(found) < count:
         report.say(f"there are {len(found):,} merges and no more")

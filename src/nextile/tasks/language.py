@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -17,7 +16,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
-from nextile.data.batches import Batch, TrainingWindows, sliding_batches, validation_batches
+from nextile.data.batches import Steps, TrainingWindows, sliding_batches, validation_batches
 from nextile.data.corpora import Corpus, Documents, open_corpus, split
 from nextile.data.shards import TokenStore, open_store
 from nextile.generation.complete import complete
@@ -94,10 +93,10 @@ class TextData:
             )
         return None
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Windows of the training text, without replacement, in an order of its own each epoch."""
         windows = TrainingWindows(self.train, context=context, batch=batch, seed=seed)
-        return partial(windows.micro, accumulate=accumulate)
+        return Steps(windows, accumulate)
 
     def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
         """Nats per token, perplexity and bits per byte of the whole validation text in windows end to end."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -16,7 +15,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.corpora import open_corpus
 from nextile.data.masking import MaskedWindows, Masker, masked_validation
 from nextile.generation.fill import fill
@@ -62,10 +61,10 @@ class MaskedData(TextData):
 
     masker: Masker
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Windows of the training text, without replacement, with other masks each epoch."""
         windows = MaskedWindows(self.train, self.masker, context=context, batch=batch, seed=seed)
-        return partial(windows.micro, accumulate=accumulate)
+        return Steps(windows, accumulate)
 
     def once(self, context: int) -> list[Batch]:
         """The whole validation text, always with the same masks."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +17,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.imageset import ImageSet, PixelBatches, open_images
 from nextile.data.pictures import PictureCorpus, open_pictures
 from nextile.generation.beam import Beams
@@ -87,9 +86,9 @@ class PaintData:
             raise UsageError(f"a row is a picture of {self.processor.size**2} pixels, not {context}: set images.size")
         return None
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Pictures, each once an epoch, some turned left to right."""
-        return partial(self._rows(self.train, batch, seed, self.flip).micro, accumulate=accumulate)
+        return Steps(self._rows(self.train, batch, seed, self.flip), accumulate)
 
     def once(self) -> Iterable[Batch]:
         """All that are held out, as they are."""

@@ -23,7 +23,10 @@ from nextile.models.build import build
 from nextile.nn import specs
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
+from nextile.tasks.tuning import Outline
 from nextile.training.loop import learn
+from nextile.training.optim import Muon, OptimizerSettings
+from nextile.training.parallel import indivisible
 from nextile.training.schedule import Constant
 
 MINUTES = 5.0  # when nothing is asked for
@@ -76,6 +79,8 @@ class Plan(Settings):
     device: str
     compiled: bool
     seconds_per_step: float | None  # measured before it was compiled
+    tuned: count.Tuned | None = None  # by adapters; None: all of it is trained
+    optimizer: OptimizerSettings | None = None  # None: the task has its own
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,7 +100,9 @@ class Plan(Settings):
     def memory(self) -> int:
         """Bytes at the peak of training."""
         rows = self.batch // self.accumulate
-        return count.training_memory(self.model, rows=rows, length=self.context, precision=self.precision)
+        return count.training_memory(
+            self.model, rows=rows, length=self.context, precision=self.precision, tuned=self.tuned
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """What the user is told of it."""
@@ -105,11 +112,22 @@ class Plan(Settings):
         return [
             ("model", f"{self.preset}: {_shape(self.model)}"),
             ("parameters", f"{parameters.total:,} ({parameters.embedding + parameters.head:,} in the embedding)"),
+            *self._learning(),
             ("step", f"{self.batch} rows of {self.context} tokens, {flops:.2g} FLOPs{step}"),
             ("run", self._length()),
             ("memory", f"about {self.memory() / 2**20:,.0f} MiB"),
             ("computing", f"{self.precision} on {self.device}, {'' if self.compiled else 'not '}compiled"),
         ]
+
+    def _learning(self) -> list[tuple[str, str]]:
+        """What is trained, if not all, and at which rates."""
+        trained = [("trained", f"{self.tuned.trained:,} parameters beside a frozen base")] if self.tuned else []
+        if self.optimizer is None:
+            return trained
+        rates = f"{self.optimizer.lr:g} at its peak, {type(self.optimizer).__name__}"
+        if isinstance(self.optimizer, Muon):
+            rates += f", {self.optimizer.matrix_lr:g} for matrices"
+        return [*trained, ("learning rate", rates)]
 
     def _seconds(self) -> float:
         return (self.seconds_per_step or 0.0) / (COMPILED_GAIN if self.compiled else 1.0)
@@ -151,15 +169,24 @@ class _Overlay(Settings):
 def make_plan(
     task: Task, data: Data, settings: RunSettings, *, source: str, preset: str | None = None,
     minutes: float | None = None, steps: int | None = None, fixed: Spec | None = None, width: int | None = None,
+    outline: Outline | None = None, readers: int = 1,
 ) -> Plan:  # fmt: skip
     """Decide all that was left open. `fixed`: the model is given (`--init`). `width`: its width is, by word vectors.
+
+    outline: that model with its adapters, where it is tuned by them. readers: how many processes divide the rows.
 
     Errors: UsageError for a budget that is none and for another width, NextileError for what does not fit in memory or
     in the data.
     """
     _check_budget(minutes, steps)
-    if (settings.batch or 0) % settings.accumulate:
-        raise UsageError(f"batch {settings.batch} does not divide into {settings.accumulate} equal parts: change one")
+    rows = settings.batch or task.rows or 0
+    if rows % settings.accumulate:
+        raise UsageError(f"batch {rows} does not divide into {settings.accumulate} equal parts: change one")
+    if settings.compile is True and not has_compiler():
+        raise UsageError(
+            "compile=true needs a C++ compiler (CXX, else g++) and the headers of this Python, and one is missing: "
+            "install them (Debian: apt install g++ python3-dev), or leave compile out"
+        )
     epochs = task.epochs(settings) if minutes is None and steps is None else None
     minutes = MINUTES if minutes is None and steps is None and epochs is None else minutes
     asked = _with_width(_asked(settings.model, task.sizes), width)
@@ -170,7 +197,7 @@ def make_plan(
         context = settings.context or data.context(rung.context)
         spec = fixed or _spec(task, preset or task.preset, data, settings, asked, rung, context)
         context = min(context, spec.context)
-        batch = settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate)
+        batch = settings.batch or task.rows or _rows(rung.tokens, context, settings.accumulate * readers)
         epoch = data.train_tokens / (batch * context)  # in steps
         return Plan(
             task=task.name,
@@ -186,14 +213,22 @@ def make_plan(
             save_every=settings.checkpoint.every,
             precision=precision,
             device=device.type,
-            compiled=settings.compile is True,
+            compiled=settings.compile is True and _compiles(settings, 0.0),
             seconds_per_step=None,
+            tuned=outline and count.Tuned(trained=outline.trained, bytes=outline.bytes),
+            optimizer=None if "optimizer" in task.unread else settings.optimizer_settings(),
         )
 
     data.check(draft(LADDER[0]).context)
-    plan = _choose(draft, task, data, settings, minutes)
+    plan = _choose(draft, task, data, settings, minutes, outline)
     data.check(plan.context)
     return plan
+
+
+def check_rows(plan: Plan, readers: int) -> None:
+    """Errors: UsageError when the rows of a step do not divide over the processes that read them."""
+    if plan.batch % (plan.accumulate * readers):
+        raise UsageError(indivisible(plan.batch // plan.accumulate, readers))
 
 
 def _check_budget(minutes: float | None, steps: int | None) -> None:
@@ -205,9 +240,9 @@ def _check_budget(minutes: float | None, steps: int | None) -> None:
         raise UsageError(f"--steps {steps} is no number of steps to train for: give a positive one")
 
 
-def _rows(tokens: int, context: int, accumulate: int) -> int:
+def _rows(tokens: int, context: int, parts: int) -> int:
     """Rows of a step of about so many tokens, divisible by the parts it is worked on in."""
-    return max(1, round(tokens / context / accumulate)) * accumulate
+    return max(1, round(tokens / context / parts)) * parts
 
 
 def _spec(
@@ -246,7 +281,9 @@ def _with_width(asked: dict[str, int], width: int | None) -> dict[str, int]:
     return {**asked, "width": width}
 
 
-def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float | None) -> Plan:
+def _choose(
+    draft, task: Task, data: Data, settings: RunSettings, minutes: float | None, outline: Outline | None
+) -> Plan:
     """Climb while the next size still sees enough tokens in the time, and has enough data to learn from."""
     best, seconds, compiled = None, None, False
     for rung in LADDER:
@@ -255,7 +292,7 @@ def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float
             break
         plan = _in_memory(plan, settings)  # before a model of this size is built to be measured
         if minutes is not None:
-            seconds = probe(plan, task, data, settings)
+            seconds = probe(plan, task, data, settings, outline)
             compiled = _compiles(settings, minutes * 60)
             steps = minutes * 60 / seconds * (COMPILED_GAIN if compiled else 1.0)
             many = steps * plan.tokens_per_step >= TOKENS_PER_PARAMETER * _blocks(plan)
@@ -264,7 +301,7 @@ def _choose(draft, task: Task, data: Data, settings: RunSettings, minutes: float
         best = plan.model_copy(update={"seconds_per_step": seconds, "compiled": compiled or plan.compiled})
     assert best is not None
     if minutes is None and settings.compile == "auto":
-        seconds = probe(best, task, data, settings)
+        seconds = probe(best, task, data, settings, outline)
         compiled = _compiles(settings, (best.steps or 0) * seconds)
         best = best.model_copy(update={"seconds_per_step": seconds, "compiled": compiled})
     return best
@@ -279,14 +316,19 @@ def _blocks(plan: Plan) -> int:
 
 
 def _compiles(settings: RunSettings, seconds: float) -> bool:
+    if settings.parallel.shard * settings.parallel.tensor > 1:
+        return False  # blocks that gather their parameters are no one graph
     if settings.compile == "auto":
         return seconds > WORTH_COMPILING and has_compiler()
     return settings.compile
 
 
-def probe(plan: Plan, task: Task, data: Data, settings: RunSettings, steps: int = 3) -> float:
+def probe(
+    plan: Plan, task: Task, data: Data, settings: RunSettings, outline: Outline | None = None, steps: int = 3
+) -> float:
     """Seconds of one step of a throw-away model of this plan, uncompiled: the fastest of a few, on one micro-batch."""
-    model = build(plan.model, device=choose_device(settings.device))
+    device = choose_device(settings.device)
+    model = outline.built(device) if outline else build(plan.model, device=device)
     rows = plan.batch // plan.accumulate
     batch = data.batches(context=plan.context, batch=rows, accumulate=1, seed=settings.seed)(0)
     learner = task.learner(model, data, settings, precision=plan.dtype, compiled=False)
@@ -302,8 +344,10 @@ def probe(plan: Plan, task: Task, data: Data, settings: RunSettings, steps: int 
 
 
 def _free(settings: RunSettings) -> int:
-    """Bytes that a run may take."""
-    return int(0.9 * memory_available(choose_device(settings.device)))
+    """Bytes that a run may take, where it is divided over accelerators of all of them."""
+    device = choose_device(settings.device)
+    devices = 1 if device.type == "cpu" else settings.parallel.shard * settings.parallel.tensor
+    return int(0.9 * memory_available(device)) * devices
 
 
 def _fits(plan: Plan, settings: RunSettings) -> bool:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from nextile.data.answers import (
     usual_context,
     write_reference,
 )
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.conversations import Conversation, Preference, are_preferences, open_preferences
 from nextile.models.build import AnyModel
 from nextile.tasks.conversing import (
@@ -55,7 +54,6 @@ from nextile.training.metrics import preference_measures
 from nextile.training.objectives import Objective, answers_log_probability, gained, preference
 
 ROWS = 16  # of a step: eight pairs
-SETTINGS: Mapping[str, Any] = MappingProxyType({"optimizer": {"type": "adamw", "lr": 5e-5, "weight_decay": 0.0}})
 
 
 class Compared:
@@ -135,11 +133,11 @@ class PreferenceData(ChatData):
         found = {"answers to train on": self.train, "to validate on": self.held_out}
         return cut_note(found, context, lambda store: len(store) - 2 * len(comparable(store, context)))
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Pairs, each once an epoch, in an order of its own each epoch; a pair is two rows."""
         reference = read_reference(self.train, context)
         compared = Comparisons(self.train, reference, length=context, batch=batch, seed=seed)
-        return partial(compared.micro, accumulate=accumulate)
+        return Steps(compared, accumulate)
 
     def once(self, context: int) -> Iterator[Batch]:
         """The held-out pairs."""
@@ -171,8 +169,8 @@ class Preferring(TextTask):
     counts = "pairs"
     rows: int | None = ROWS
     presets: Mapping[str, ModuleType] = PRESETS
-    settings: Mapping[str, Any] = SETTINGS
     learns: type[GradientLearner] = Steady
+    mode: Callable[[nn.Module], nn.Module] = staticmethod(nn.Module.eval)
     unread: Collection[str] = (*all_but("preference"), "label_smoothing", "r_drop", "tokenizer", "dropout")
 
     def suits(self, sources: Sequence[str]) -> bool:

@@ -96,6 +96,7 @@ class Start:
 
     model: Pretrained | None = None
     words: WordStart | None = None
+    name: str | None = None  # as it was asked for
 
     @property
     def width(self) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +15,7 @@ from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, Steps
 from nextile.data.packing import PackedPairs, PairStore
 from nextile.data.pairs import PairCorpus, Pairs, are_pairs, open_pairs, split_pairs
 from nextile.generation.beam import Beams
@@ -122,10 +121,10 @@ class PairData:
         ]
         return f"too long and left out: {' and '.join(notes)}; set context for longer ones" if notes else None
 
-    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Callable[[int], Sequence[Batch]]:
+    def batches(self, *, context: int, batch: int, accumulate: int, seed: int) -> Steps:
         """Rows of pairs, each pair once an epoch, in an order of its own each epoch."""
         packed = PackedPairs(self.train, length=context, batch=batch, seed=seed, start=start_of(self.processor))
-        return partial(packed.micro, accumulate=accumulate)
+        return Steps(packed, accumulate)
 
     def measure(self, model: AnyModel, *, context: int, precision: torch.dtype) -> dict[str, float]:
         """Nats per token, perplexity and bits per byte of the held-out targets that the model has room for."""

@@ -30,6 +30,7 @@ from nextile.text.lexicon import train_lexicon
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.learner import Learner
 from nextile.training.metrics import word_measures
+from nextile.training.parallel import ALONE, World, only_alone
 from nextile.training.words import RATE, ByTorch, Chances, WordLearner, has_kernel
 
 PRESETS = {"cbow": specs.CBOW, "skip-gram": specs.SkipGram}
@@ -193,9 +194,11 @@ class WordEmbedding(GradientTask):
         return settings.words.epochs
 
     def learner(
-        self, model: AnyModel, data: WordData, settings: RunSettings, *, precision: torch.dtype, compiled: bool
-    ) -> Learner:
-        """Negative sampling in place."""
+        self, model: AnyModel, data: WordData, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
+        world: World = ALONE,
+    ) -> Learner:  # fmt: skip
+        """Negative sampling in place. Errors: UsageError on several processes."""
+        only_alone(world, "word vectors are trained")
         assert isinstance(model, WordVectors)
         rate = settings.lr or RATE
         return WordLearner(model, data.chances, end=data.processor.end_id, lr=rate, seed=settings.seed)
