@@ -227,7 +227,7 @@ def test_settings_from_a_recipe_and_the_environment(text, tmp_path, monkeypatch)
 def test_a_plan_says_what_it_will_be(text):
     found = nextile.plan(text, minutes=1, settings={"compile": False}, report=Silent())
     rows = dict(found.rows())
-    assert rows.keys() == {"model", "parameters", "step", "run", "memory", "computing"}
+    assert rows.keys() == {"model", "parameters", "step", "learning rate", "run", "memory", "computing"}
     assert "1 minutes, about" in rows["run"]
     assert found.as_dict()["parameters"] > 10_000
     json.dumps(found.as_dict())

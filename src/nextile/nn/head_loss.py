@@ -248,6 +248,8 @@ class _Summed(torch.autograd.Function):
     def backward(ctx, incoming, *_):
         """In the same memory the first time; a second time the pass is done again."""
         x, weight, bias, targets, *grads = ctx.saved_tensors
+        if incoming is None:
+            return (None,) * 8
         if grads:
             grads = [grad * incoming for grad in grads]
         elif ctx.found is not None:

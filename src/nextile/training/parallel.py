@@ -77,16 +77,21 @@ def may_speak(env: Mapping[str, str] = os.environ) -> bool:
     try:
         with create_connection((env["MASTER_ADDR"], int(env["MASTER_PORT"])), timeout=5):  # torch would complain aloud
             store = _store(timedelta(seconds=5))
-        return store.add(f"nextile/errors/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        return store.add(_key("errors", env), 1) == 1
     except (OSError, RuntimeError, ValueError):
         return rank_of(env) == 0  # whatever held the store is gone
 
 
-def _store(timeout: timedelta) -> TCPStore:
-    """The store of keys by which the processes found each other."""
+def _store(timeout: timedelta, hosts: bool = False) -> TCPStore:
+    """The store of keys by which the processes find each other; torchrun holds it, or the process that `hosts` it."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts, timeout=timeout)
+
+
+def _key(name: str, env: Mapping[str, str] = os.environ) -> str:
+    """A key of this start alone: torchrun holds one store through all restarts."""
+    return f"nextile/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 # --- the mesh --------------------------------------------------------------------------------------------------------
@@ -201,7 +206,7 @@ class World:
         """
         if self.size == 1:
             return work()
-        key, store = f"nextile/{what}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _store(DAY)
+        key, store = _key(what), _store(DAY)
         if not self.first:
             if store.get(key) == b"failed":
                 raise NextileError(f"the first process failed in {what}: see what it says")
@@ -281,9 +286,14 @@ def joined() -> Iterator[World]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    rank, size = rank_of(), int(os.environ["WORLD_SIZE"])
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # Under a prefix, since a restart would find the addresses of the dead.
+    store = dist.PrefixStore(_key("group"), _store(PATIENCE, hosts))  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield World(rank, size)
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in LOST):
             raise

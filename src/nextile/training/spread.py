@@ -75,6 +75,8 @@ def _check_heads(part: MultiHeadAttention, size: int) -> None:
         raise UsageError(f"{heads} do not divide over parallel.tensor={size}: choose a divisor, or parallel.shard")
     if isinstance(part.query_norm, OverHeads):
         raise UsageError("parallel.tensor knows no norm over all heads as one vector: use parallel.shard instead")
+    if getattr(part, "value_embedding", None) is not None:
+        raise UsageError("parallel.tensor knows no embeddings among the values: use parallel.shard instead")
 
 
 def _check_hidden(part: MLP | GatedMLP, size: int) -> None:
