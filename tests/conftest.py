@@ -1,6 +1,8 @@
 """Small models and texts that several floors' tests share."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,19 +39,24 @@ TINY_PICTURES = {
 }  # the same for pictures
 
 
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    """A folder with three class folders of 20 pictures each: bright above, bright below, bright at the left."""
+def write_bright(folder: Path, places: Mapping[str, Any]) -> Path:
+    """A folder with a class folder of 20 pictures for each place, where they are bright."""
     from PIL import Image
 
     random = np.random.default_rng(0)
-    for name, place in (("above", np.s_[:6]), ("below", np.s_[6:]), ("left", np.s_[:, :6])):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+    for name, place in places.items():
+        (folder / name).mkdir(parents=True)
         for number in range(20):
             pixels = random.integers(0, 80, (12, 12, 3), dtype=np.uint8)
             pixels[place] += 150
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
-    return tmp_path / "photos"
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder with three class folders of 20 pictures each: bright above, bright below, bright at the left."""
+    return write_bright(tmp_path / "photos", {"above": np.s_[:6], "below": np.s_[6:], "left": np.s_[:, :6]})
 
 
 @pytest.fixture

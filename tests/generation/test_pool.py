@@ -108,7 +108,7 @@ def test_a_vector_is_the_mean_of_the_features(model):
     found = embed(model, TEXTS)
     assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), 16))
     for vector, text in zip(found, TEXTS, strict=True):
-        np.testing.assert_allclose(vector, by_hand(model, text), rtol=0, atol=3e-6)
+        np.testing.assert_allclose(vector, by_hand(model, text), rtol=0, atol=1e-6)
     distances = np.linalg.norm(found[:, None] - found[None], axis=-1) + np.eye(len(TEXTS))
     assert distances.min() > 1e-3  # the texts count
 
@@ -116,9 +116,9 @@ def test_a_vector_is_the_mean_of_the_features(model):
 def test_a_text_does_not_depend_on_those_beside_it(model):
     together = embed(model, TEXTS)
     for batch in (1, 2, 3):
-        np.testing.assert_allclose(embed(model, TEXTS, batch=batch), together, rtol=0, atol=3e-6)
+        np.testing.assert_allclose(embed(model, TEXTS, batch=batch), together, rtol=0, atol=1e-6)
     for vector, text in zip(together, TEXTS, strict=True):
-        np.testing.assert_allclose(embed(model, [text])[0], vector, rtol=0, atol=3e-6)
+        np.testing.assert_allclose(embed(model, [text])[0], vector, rtol=0, atol=1e-6)
 
 
 def test_dropout_rests_meanwhile_and_comes_back(model):
@@ -137,10 +137,10 @@ def test_padding_has_no_part_in_the_mean():
 def test_what_words_do_not_know_is_left_out():
     model = vectors()
     known, beside = embed(model, ["green wall", "Green xyzzy, wall!"])
-    np.testing.assert_allclose(known, beside, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(known, beside, rtol=0, atol=1e-6)
     table = model.model.words_in.weight.detach().numpy()
     green, wall = (table[model.tokenizer.encode(word)[0]] for word in ("green", "wall"))
-    np.testing.assert_allclose(known, (green + wall) / 2, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(known, (green + wall) / 2, rtol=0, atol=1e-6)
 
 
 def test_one_text_is_a_vector_and_several_are_rows(text, tmp_path):
@@ -155,7 +155,7 @@ def test_one_text_is_a_vector_and_several_are_rows(text, tmp_path):
     model = nextile.train(text, out=tmp_path / "run", steps=1, settings=settings, report=Silent())
     one, several = model.embed("green bottles"), model.embed(["green bottles", "wall"])
     assert (one.shape, several.shape) == ((16,), (2, 16))
-    np.testing.assert_allclose(several[0], one, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(several[0], one, rtol=0, atol=1e-6)
     assert len(model.embed([])) == 0
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.nn.test_stack import CONTEXT, VOCAB, WIDTH, lively, tokens
 from torch.nn import functional as F
 
 from nextile.checkpoint.store import load_model, save_model
@@ -15,7 +16,6 @@ from nextile.nn import specs
 from nextile.nn.convolution import ShortConvolution, shifted
 from nextile.training.optim import groups
 
-WIDTH, VOCAB, CONTEXT = 32, 40, 48
 CONVOLUTION = {"attention": specs.Attention(heads=4, kv_heads=2, convolution=specs.ShortConvolution(taps=3))}
 VALUES = {"value_embedding": specs.ValueEmbedding(pattern=(True, False))}
 SCALARS = {"residual_scalars": specs.ResidualScalars()}
@@ -38,18 +38,6 @@ def spec_of(**parts) -> specs.Transformer:
         stack=specs.Stack(width=WIDTH, depth=2, position=specs.Rotary(), **stack),
         head=specs.LinearHead(soft_cap=5.0),
     )
-
-
-def lively(model):
-    """Larger numbers than a fresh model has, so that a wrong path shows."""
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(i))
-    return model.double().eval()
-
-
-def tokens(rows: int, length: int, seed: int = 0):
-    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(params=SHAPES)

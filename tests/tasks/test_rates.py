@@ -139,3 +139,13 @@ def test_plan_takes_lora_on_the_command_line(text, base, capsys):
 def test_adapters_without_a_model_cannot_be_planned(text):
     with pytest.raises(UsageError, match="name it by --init"):
         nextile.plan(text, lora=2, steps=1, settings=TINY, report=Silent())
+
+
+def test_how_a_new_model_begins_is_not_said_of_one_that_is_there(text, base):
+    with pytest.raises(UsageError, match="initialisation=zero_out is of a new model: leave it out beside --init"):
+        planned(text, base, settings={"initialisation": "zero_out"})
+
+
+def test_a_plan_counts_the_scores_that_its_device_keeps(text):
+    plan = nextile.plan(text, steps=4, settings=TINY, report=Silent())
+    assert plan.model_copy(update={"compiled": False}).memory() < plan.model_copy(update={"compiled": True}).memory()

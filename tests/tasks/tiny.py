@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.conftest import TINY, TINY_PAIRS, TINY_PICTURES
+from tests.conftest import TINY, TINY_PAIRS, TINY_PICTURES, write_bright
 
 import nextile.api as api
 from nextile.checkpoint.pretrained import Pretrained
@@ -67,16 +67,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_photos(folder: Path) -> Path:
-    from PIL import Image
-
-    random = np.random.default_rng(0)
-    for name, bright in (("above", np.s_[:6]), ("below", np.s_[6:])):
-        (folder / "photos" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = random.integers(0, 80, (12, 12, 3), dtype=np.uint8)
-            pixels[bright] += 150
-            Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
-    return folder / "photos"
+    return write_bright(folder / "photos", {"above": np.s_[:6], "below": np.s_[6:]})
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from nextile.base.errors import UsageError
+from nextile.models.build import build
+from nextile.nn import specs
 from nextile.training.parallel import (
     ALONE,
     Parallel,
@@ -22,6 +24,7 @@ from nextile.training.parallel import (
     restarted,
     shape_of,
 )
+from nextile.training.spread import _divide_matrices
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
@@ -151,3 +154,34 @@ found = sorted(name for name in set(sys.modules) - before if name.startswith("to
 assert not found, found[:3]
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stderr == ""
+
+
+# --- matrices that do not divide -------------------------------------------------------------------------------------
+
+
+class Two:
+    """All that is asked of a mesh before anything is divided."""
+
+    def size(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"attention": specs.Attention(heads=3)}, "3 heads do not divide over parallel.tensor=2"),
+        ({"attention": specs.Attention(heads=4, kv_heads=1)}, "4 heads and 1 kv-heads do not divide"),
+        (
+            {"attention": specs.Attention(heads=2, qk_norm=specs.RMSNorm(), qk_norm_over="heads")},
+            "knows no norm over all heads",
+        ),
+        ({"value_embedding": specs.ValueEmbedding()}, "knows no embeddings among the values: use parallel.shard"),
+        ({"position": specs.Alibi()}, "knows no positions that are biases of scores"),
+    ],
+)
+def test_what_tensor_parallelism_does_not_know_is_refused(parts, said):
+    stack = {"attention": specs.Attention(heads=2), "feed_forward": specs.MLP(hidden=8), "causal": True, **parts}
+    embed = specs.TokenEmbedding(vocab=9)
+    spec = specs.Transformer(context=8, embed=embed, stack=specs.Stack(width=12, depth=1, **stack))
+    with pytest.raises(UsageError, match=said):
+        _divide_matrices(build(spec), Two())

@@ -64,11 +64,11 @@ def fast_attention(
     """The same result without keeping scores or weights; PyTorch's kernels know no cap on the scores.
 
     Inside a compiled graph on CPU the textbook's way fuses, and beats the flash kernel about twofold at the lengths
-    that a CPU trains (docs/benchmarks.md), and so it does where the few beams of a source ask; everywhere else
-    PyTorch's kernels are ahead.
+    that a CPU trains (docs/benchmarks.md), and so it does where a few queries, as beams are, ask more keys than that;
+    everywhere else PyTorch's kernels are ahead.
     """
-    beams = q.device.type == "cpu" and 1 < q.shape[2] <= 16 and q.dtype == torch.float32 and not q.requires_grad
-    if cap is not None or (beams and not causal):
+    few = q.device.type == "cpu" and 1 < q.shape[2] <= 16 and q.shape[2] < k.shape[2]
+    if cap is not None or (few and q.dtype == torch.float32 and not q.requires_grad and not causal):
         return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share, cap=cap)[0]
     if torch.compiler.is_compiling() and q.device.type == "cpu":
         if causal and q.shape[2] % 2 == 0 and q.shape[2] >= 64:

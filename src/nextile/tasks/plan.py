@@ -99,10 +99,11 @@ class Plan(Settings):
 
     def memory(self) -> int:
         """Bytes at the peak of training."""
-        rows = self.batch // self.accumulate
+        kind = self.device.partition(":")[0]
         return count.training_memory(
-            self.model, rows=rows, length=self.context, precision=self.precision, tuned=self.tuned
-        )
+            self.model, rows=self.batch // self.accumulate, length=self.context, precision=self.precision,
+            tuned=self.tuned, device=kind, scores="stored" if kind == "cpu" and self.compiled else "fused",
+        )  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
         """What the user is told of it."""

@@ -141,7 +141,12 @@ def begin_from(init: str | Path | None, task: Task, preset: str | None, settings
 def begin_with(
     start: Start, task: Task, data: Data, settings: RunSettings
 ) -> tuple[AnyModel | None, Tuning | None, Outline | None]:
-    """The model that a run begins from, made to fit its data; by adapters also what it tunes, and its outline."""
+    """The model that a run begins from, made to fit its data; by adapters also what it tunes, and its outline.
+
+    Errors: UsageError for the initialisation of a model that is there.
+    """
+    if start.model and settings.initialisation != "normal":
+        raise UsageError(f"initialisation={settings.initialisation} is of a new model: leave it out beside --init")
     if not settings.lora:
         return (task.adapt(start.model, data) if start.model else None), None, None
     tuning, first = first_tuning(start.model, start.name, lambda base: task.adapt(base, data))

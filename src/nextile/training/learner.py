@@ -57,6 +57,14 @@ class Measure:
             return self.objective(self.model, batch.to(self.device))
 
 
+def targets_of(micros: Sequence[Batch], index: int) -> int:
+    """How many targets step `index` asks. Errors: NextileError when there is none."""
+    asked = sum(batch.weight for batch in micros)
+    if not asked:
+        raise NextileError(f"step {index} asks for no target at all: give the data longer texts or a shorter context")
+    return asked
+
+
 class GradientLearner:
     """Gradients of the mean over all micro-batches' targets, and an optimizer that follows them.
 
@@ -86,11 +94,7 @@ class GradientLearner:
 
     def _backward(self, micros: Sequence[Batch], index: int) -> tuple[Tensor, int]:
         """The mean loss, (), whose gradients are there now, and how many targets."""
-        asked = sum(batch.weight for batch in micros)
-        if not asked:
-            raise NextileError(
-                f"step {index} asks for no target at all: give the data longer texts or a shorter context"
-            )
+        asked = targets_of(micros, index)
         losses = []
         for batch in micros:
             loss = self.measure.nats(batch) / asked

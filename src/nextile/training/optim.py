@@ -107,6 +107,18 @@ class Pace(NamedTuple):
     count: Tensor  # steps applied, this one included
 
 
+def pace_of(norm: Tensor, loss: Tensor, factor: Tensor, count: Tensor) -> Pace:
+    """That of a step whose gradient has this norm; it is counted, in place, when it is applied."""
+    finite = norm.isfinite() & loss.isfinite()
+    count.add_(finite)
+    return Pace(factor * finite, finite.to(factor.dtype), (count + ~finite).to(factor.dtype))
+
+
+def tamed(gradient: Tensor, norm: Tensor, clip: float, pace: Pace) -> Tensor:
+    """A part of the gradient, in place, as if the whole had a norm of `clip` at most; 0 in a step not applied."""
+    return gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.0)).masked_fill_(pace.applied == 0, 0.0)
+
+
 @dataclass(frozen=True)
 class AdamWRule:
     """First and second moments of the gradient, start corrected, decay apart (Loshchilov and Hutter 2019)."""
@@ -144,8 +156,16 @@ class MuonRule:
         (momentum,) = buffers
         momentum.mul_(1 - (1 - self.momentum) * pace.applied).add_(gradient, alpha=1 - self.momentum)
         ahead = gradient.lerp(momentum, self.momentum)  # Nesterov: the gradient counts once more
-        size = self.lr * max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5
-        gradient.copy_(orthogonalize(ahead, self.dtype)).mul_(size * pace.factor)
+        rows, columns = self.shape_of(gradient)
+        gradient.copy_(self.directions(ahead)).mul_(self.lr * max(1.0, rows / columns) ** 0.5 * pace.factor)
+
+    def shape_of(self, gradient: Tensor) -> tuple[int, int]:
+        """R and C of the matrices, of which a gradient may be given in pieces."""
+        return gradient.shape[-2], gradient.shape[-1]
+
+    def directions(self, ahead: Tensor) -> Tensor:
+        """Where the weights move, (N, R, C): what is ahead, made orthogonal."""
+        return orthogonalize(ahead, self.dtype)
 
 
 Rule = AdamWRule | MuonRule
@@ -169,7 +189,7 @@ class Part:
     One tensor, because an update of a hundred is a hundred times the launches, or a minute of compiling.
     """
 
-    def __init__(self, rule: Rule, members: dict[str, nn.Parameter], shape: torch.Size | None = None):
+    def __init__(self, rule: Rule, members: Mapping[str, Tensor], shape: torch.Size | None = None):
         self.rule, self.members, self.shape = rule, members, shape
         weights = list(members.values())
         self.dtype = torch.float32  # at least: running means drown in bfloat16's eight bits
@@ -231,12 +251,9 @@ Work = list[tuple[Rule, Tensor, list[Tensor]]]  # a rule, its joined gradient, i
 def _update(work: Work, clip: float, factor: Tensor, loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The arithmetic of a step: gradients become steps in place. Returns the gradient's norm and the factor applied."""
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for _, gradient, _ in work]))
-    finite = norm.isfinite() & loss.isfinite()
-    shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
-    count.add_(finite)
-    pace = Pace(factor * finite, finite.to(factor.dtype), (count + ~finite).to(factor.dtype))
+    pace = pace_of(norm, loss, factor, count)
     for rule, gradient, buffers in work:
-        rule.step(gradient.mul_(shrink).masked_fill_(~finite, 0.0), buffers, pace)
+        rule.step(tamed(gradient, norm, clip, pace), buffers, pace)
     return norm, pace.factor
 
 

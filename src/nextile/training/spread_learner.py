@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nextile.base.errors import NextileError
 from nextile.data.batches import Batch
 from nextile.training.graph import one_graph
-from nextile.training.learner import Learned, Measure
+from nextile.training.learner import Learned, Measure, targets_of
 from nextile.training.objectives import Objective
 from nextile.training.optim import AdamW, Muon
 from nextile.training.parallel import World
@@ -69,11 +68,7 @@ class SpreadLearner:
 
     def _backward(self, micros: Sequence[Batch], index: int) -> tuple[Tensor, int]:
         """The mean loss of all processes, (), whose gradients are there now, and how many targets."""
-        targets = sum(batch.weight for batch in micros)
-        if not targets:
-            raise NextileError(
-                f"step {index} asks for no target at all: give the data longer texts or a shorter context"
-            )
+        targets = targets_of(micros, index)
         losses = []
         for number, batch in enumerate(micros, start=1):
             with exchanging(self.asked, number == len(micros)):

@@ -8,7 +8,6 @@ Shapes: N matrices of R rows and C columns, W processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +20,13 @@ from nextile.training.optim import (
     AdamW,
     AdamWRule,
     Muon,
-    Pace,
+    MuonRule,
     Part,
+    Rule,
     groups,
     orthogonalize,
+    pace_of,
+    tamed,
 )
 from nextile.training.parallel import World
 from nextile.training.pieces import box_of, holders, is_divided, like, local, whole
@@ -62,31 +64,25 @@ def orthogonalized_together(matrices: Tensor, world: World, dtype: torch.dtype) 
 
 
 @dataclass(frozen=True)
-class SharedMuonRule:
+class SharedMuonRule(MuonRule):
     """Muon over matrices that may be divided; all have the shape of `example`, and lie as it does."""
 
-    lr: float
-    decay: float
-    momentum: float
-    dtype: torch.dtype  # of the matrix products
     example: Tensor
     world: World
 
-    buffers = ("momentum",)
-
-    def step(self, gradient: Tensor, buffers: Sequence[Tensor], pace: Pace) -> None:
-        """This process's pieces of a gradient (N, r, c) become what is to be subtracted from the weights, in place."""
-        (momentum,) = buffers
-        momentum.mul_(1 - (1 - self.momentum) * pace.applied).add_(gradient, alpha=1 - self.momentum)
-        gradient.lerp_(momentum, self.momentum)  # Nesterov: the gradient counts once more
+    def shape_of(self, gradient: Tensor) -> tuple[int, int]:
         rows, columns = self.example.shape
-        box, size = box_of(self.example), self.lr * max(1.0, rows / columns) ** 0.5
-        for ahead in gradient.split(self._at_a_time()):
-            matrices = torch.stack([whole(like(self.example, one)) for one in ahead]) if self._divided else ahead
+        return rows, columns
+
+    def directions(self, ahead: Tensor) -> Tensor:
+        """This process's pieces (N, r, c) of where the weights move; in the memory of `ahead`."""
+        box = box_of(self.example)
+        for some in ahead.split(self._at_a_time()):
+            matrices = torch.stack([whole(like(self.example, one)) for one in some]) if self._divided else some
             straight = orthogonalized_together(matrices, self.world, self.dtype)
-            for one, found in zip(ahead, straight, strict=True):
+            for one, found in zip(some, straight, strict=True):
                 one.copy_(box.of(found))
-        gradient.mul_(size * pace.factor)
+        return ahead
 
     @property
     def _divided(self) -> bool:
@@ -137,10 +133,10 @@ def _local_gradient(parameter: nn.Parameter) -> Tensor:
     return local(gradient)
 
 
-def _held(rule, named: Named, world: World, stacked: bool = False) -> Held:
+def _held(rule: Rule, named: Named, world: World, stacked: bool = False) -> Held:
     members = {name: local(parameter) for name, parameter in named.items()}
     shape = next(iter(members.values())).shape if stacked else None
-    part = Part(rule, members, shape)  # type: ignore[arg-type]
+    part = Part(rule, members, shape)
     return Held(part, named, {name: holders(parameter, world).number for name, parameter in named.items()})
 
 
@@ -205,20 +201,11 @@ class SharedOptimizer:
         squares = [held.square(gradient) for held, gradient in zip(self.held, gradients, strict=True)]
         norm = self.world.sum(torch.stack(squares).sum()).sqrt()
         self._factor.fill_(factor)
-        pace, shrink = self._pace(norm, clip, norm if loss is None else loss)
+        pace = pace_of(norm, norm if loss is None else loss, self._factor, self.count)
         for held, gradient in zip(self.held, gradients, strict=True):
-            gradient.mul_(shrink).masked_fill_(pace.applied == 0, 0.0)
-            held.part.rule.step(gradient, held.part.buffers, pace)
+            held.part.rule.step(tamed(gradient, norm, clip, pace), held.part.buffers, pace)
             held.part.move(gradient, pace.factor)
         return norm
-
-    def _pace(self, norm: Tensor, clip: float, loss: Tensor) -> tuple[Pace, Tensor]:
-        """What all rules share, and what the gradients are multiplied by."""
-        finite = norm.isfinite() & loss.isfinite()
-        self.count.add_(finite)
-        factor = self._factor
-        pace = Pace(factor * finite, finite.to(factor.dtype), (self.count + ~finite).to(factor.dtype))
-        return pace, (clip / (norm + 1e-6)).clamp(max=1.0)
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the weights, by "<buffer>.<parameter>", and "count"; the tensors themselves, not copies."""
