@@ -12,7 +12,7 @@ import pytest
 from nextile.base import files
 from nextile.base.errors import NextileError
 from nextile.data import shards
-from nextile.data.shards import open_store, write_store
+from nextile.data.shards import halves, open_store, write_store, write_stretch
 
 DOCUMENTS = [np.arange(7), np.array([], dtype=np.uint32), np.arange(300, 311, dtype=np.uint32), np.array([5])]
 TOKENS = [*range(7), 9, 9, *range(300, 311), 9, 5, 9]
@@ -177,3 +177,53 @@ def test_an_index_that_is_no_json(tmp_path):
     write(tmp_path / "s")
     (tmp_path / "s" / "index.json").write_text("{")
     assert "is broken (JSON: Invalid JSON" in problem(tmp_path / "s")
+
+
+# --- a part of a store ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("shard_tokens", [3, 1000])
+def test_a_store_falls_apart_where_a_document_begins(tmp_path, fraction, shard_tokens):
+    store = write(tmp_path / "whole", shard_tokens=shard_tokens)
+    every = store[:]
+    head, end = halves(store, fraction, most=10**6)
+    assert (head.start, head.stop, end.stop) == (0, end.start, len(store))
+    assert every[end.start - 1] == store.end_id  # and no sooner than asked
+    assert store.end_id not in every[len(store) - max(1, int(len(store) * fraction)) : end.start - 1]
+    assert (head.documents + end.documents, head.text_bytes + end.text_bytes) == (store.documents, store.text_bytes)
+    for name, stretch in (("head", head), ("end", end)):
+        write_stretch(tmp_path / name, store, stretch)
+        part, wanted = open_store(tmp_path / name), every[stretch.start : stretch.stop]
+        assert len(part) == len(wanted)
+        assert np.array_equal(part[:], wanted)
+        assert np.array_equal(part[1:3], wanted[1:3])
+        assert np.array_equal(part[-2:], wanted[-2:])
+        assert np.array_equal(part.take(np.arange(len(wanted))), wanted)
+        assert np.array_equal(part.ends(), np.flatnonzero(wanted == store.end_id))
+        assert part.documents == len(part.ends())
+        assert not list((tmp_path / name).glob("*.bin"))  # nothing was copied
+
+
+def test_no_more_is_held_out_than_allowed_and_one_document_is_cut(tmp_path):
+    store = write(tmp_path / "whole", [np.arange(1, 100) % 7 + 1])
+    head, end = halves(store, 0.5, most=10)
+    assert end.stop - end.start == 10
+    assert (head.documents, end.documents) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop": 10**9}, "is of other tokens than lie in"),
+        ({"start": 5, "stop": 5}, "is of other tokens than lie in"),
+        ({"start": -1}, "stretch.json' is broken"),
+        ({"store": "/nowhere"}, "are not where they were: '/nowhere' is not a folder of tokens"),
+    ],
+)
+def test_a_part_of_what_is_not_there(tmp_path, change, message):
+    store = write(tmp_path / "whole")
+    write_stretch(tmp_path / "part", store, store.stretch)
+    path = tmp_path / "part" / "stretch.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert message in problem(tmp_path / "part")

@@ -18,6 +18,7 @@ from nextile.base.errors import NextileError
 from nextile.base.files import atomic_folder, atomic_write, inside, sha256
 
 INDEX = "index.json"
+STRETCH = "stretch.json"  # instead of it, where the tokens lie in another folder
 FORMAT = "nextile tokens 1"
 SHARD_TOKENS = 2**28
 BLOCK = 2**18  # tokens handled at a time while writing
@@ -45,28 +46,47 @@ class Index(Settings):
     meta: dict[str, Any]
 
 
-class TokenStore:
-    """The tokens of a corpus; `store[a:b]` reads only what is asked for, as int64, across the borders of shards."""
+class Stretch(Settings):
+    """Tokens start..stop-1 of a store, and what they are of its documents and bytes."""
 
-    def __init__(self, folder: Path, index: Index):
-        self.folder, self.index = folder, index
-        self.documents, self.text_bytes, self.meta = index.documents, int(index.meta.get("text_bytes", 0)), index.meta
+    store: str  # the whole path of its folder
+    start: int = Field(ge=0)
+    stop: int
+    documents: int
+    text_bytes: int
+
+
+class TokenStore:
+    """The tokens of a corpus; `store[a:b]` reads only what is asked for, as int64, across the borders of shards.
+
+    stretch: the part of them that this is; None: all.
+    """
+
+    def __init__(self, folder: Path, index: Index, stretch: Stretch | None = None):
+        self.folder, self.index, self.meta = folder, index, index.meta
+        size = int(index.meta.get("text_bytes", 0))
+        self.stretch = stretch or Stretch(
+            store=str(folder.resolve()), start=0, stop=index.tokens, documents=index.documents, text_bytes=size
+        )
+        self.documents, self.text_bytes = self.stretch.documents, self.stretch.text_bytes
+        self._start, self._stop = self.stretch.start, self.stretch.stop
         self.vocab_size, self.end_id = index.vocab_size, index.end_id
         self._shards = [np.memmap(folder / shard.name, DTYPES[index.dtype], mode="r") for shard in index.shards]
         self._starts = np.cumsum([0, *(shard.tokens for shard in index.shards)])
 
     def __len__(self) -> int:
-        return self.index.tokens
+        return self._stop - self._start
 
     def __getitem__(self, span: slice) -> np.ndarray:
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError(f"a token store is read without steps, not with {step}")
-        return np.concatenate([np.empty(0, np.int64), *self._pieces(start, stop)], dtype=np.int64)
+        pieces = self._pieces(self._start + start, self._start + stop)
+        return np.concatenate([np.empty(0, np.int64), *pieces], dtype=np.int64)
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The tokens at these places, int64 of the same shape."""
-        found = np.empty(places.shape, np.int64)
+        found, places = np.empty(places.shape, np.int64), places + self._start
         numbers = np.searchsorted(self._starts, places, side="right") - 1
         for number in np.unique(numbers):
             there = numbers == number
@@ -79,7 +99,8 @@ class TokenStore:
             np.flatnonzero(shard == self.end_id) + start
             for shard, start in zip(self._shards, self._starts, strict=False)
         )
-        return np.concatenate([np.empty(0, np.int64), *found])
+        places = np.concatenate([np.empty(0, np.int64), *found])
+        return places[(places >= self._start) & (places < self._stop)] - self._start
 
     def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The parts of start..stop in each shard that has some."""
@@ -181,6 +202,33 @@ def _write_shard(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> S
     return Shard(name=path.name, tokens=tokens, sha256=digest.hexdigest())
 
 
+def halves(store: TokenStore, fraction: float, most: int) -> tuple[Stretch, Stretch]:
+    """All but the end of a store, and its end: about `fraction` of its tokens, `most` of them at most.
+
+    The end begins with a document where one begins there; a document that is cut counts on both sides. The bytes of
+    text are shared out by the number of tokens, as nobody reads them here.
+    """
+    cut = len(store) - max(1, min(int(len(store) * fraction), most))
+    cut = _next_document(store, cut)
+    ends = int(np.count_nonzero(store[cut:] == store.end_id))
+    at_border = cut == 0 or store[cut - 1 : cut][0] == store.end_id
+    size = round(store.text_bytes * (len(store) - cut) / len(store))
+    head = Stretch(
+        store=store.stretch.store, start=0, stop=cut, documents=store.documents - ends + (not at_border),
+        text_bytes=store.text_bytes - size,
+    )  # fmt: skip
+    return head, head.model_copy(update={"start": cut, "stop": len(store), "documents": ends, "text_bytes": size})
+
+
+def _next_document(store: TokenStore, place: int) -> int:
+    """Where the first document at or behind a place begins; the place itself when there is none."""
+    for start in range(max(0, place - 1), len(store) - 1, BLOCK):
+        found = np.flatnonzero(store[start : min(start + BLOCK, len(store) - 1)] == store.end_id)
+        if len(found):
+            return start + int(found[0]) + 1
+    return place
+
+
 # --- joining -------------------------------------------------------------------------------------------------------
 
 
@@ -218,10 +266,39 @@ def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
     Errors: NextileError when it is no store, is of another version, or a file is missing, truncated or changed.
     """
     folder = Path(folder)
+    if (folder / STRETCH).exists():
+        return _open_stretch(folder, verify)
     index = _read_index(folder)
     for shard in index.shards:
         _check_shard(folder, shard, DTYPES[index.dtype].itemsize, verify)
     return TokenStore(folder, index)
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder looks like one that `write_store` wrote."""
+    return all((Path(folder) / name).is_file() for name in (INDEX, _name(0)))
+
+
+def write_stretch(folder: Path, store: TokenStore, stretch: Stretch) -> TokenStore:
+    """Part of a store as a store: no token is copied, the folder says where they lie."""
+    with atomic_folder(folder) as temporary:
+        atomic_write(temporary / STRETCH, stretch.model_dump_json(indent=1) + "\n")
+    return TokenStore(store.folder, store.index, stretch)
+
+
+def _open_stretch(folder: Path, verify: bool) -> TokenStore:
+    again = "train anew"
+    try:
+        stretch = Stretch.model_validate_json(inside(folder, STRETCH).read_bytes())
+    except (NextileError, OSError, ValidationError) as error:
+        raise NextileError(f"'{folder / STRETCH}' is broken: {again}") from error
+    try:
+        store = open_store(stretch.store, verify)
+    except NextileError as error:
+        raise NextileError(f"the tokens of '{folder}' are not where they were: {error}") from error
+    if not stretch.start < stretch.stop <= len(store):
+        raise NextileError(f"'{folder / STRETCH}' is of other tokens than lie in '{stretch.store}' now: {again}")
+    return TokenStore(store.folder, store.index, stretch)
 
 
 def _read_index(folder: Path) -> Index:

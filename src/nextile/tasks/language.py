@@ -18,7 +18,7 @@ from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
 from nextile.data.batches import Steps, TrainingWindows, sliding_batches, validation_batches
 from nextile.data.corpora import Corpus, Documents, open_corpus, split
-from nextile.data.shards import TokenStore, open_store
+from nextile.data.shards import TokenStore, is_store, open_store
 from nextile.generation.complete import complete
 from nextile.generation.sample import Sampling
 from nextile.models.build import AnyModel
@@ -27,7 +27,16 @@ from nextile.nn import specs
 from nextile.tasks.report import Report, counted
 from nextile.tasks.settings import RunSettings, Validation
 from nextile.tasks.task import TextTask, all_but
-from nextile.tasks.tokens import BATCH_TOKENS, as_they_are, learn_tokenizer, store_tokens, stored_parts, tokens_of
+from nextile.tasks.tokens import (
+    BATCH_TOKENS,
+    as_they_are,
+    divide_store,
+    learn_tokenizer,
+    store_tokens,
+    stored_parts,
+    stored_tokens,
+    tokens_of,
+)
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import text_measures
@@ -131,6 +140,8 @@ class LanguageModelling(TextTask):
         """Read, split, tokenize and store a corpus. Errors: NextileError for a corpus that cannot be learned from."""
         tokenizer = tokens_of(base, specs.Transformer, self.name)
         source = only_one(sources)
+        if is_store(source):
+            return TextData(*divide_store(source, settings, folder, tokenizer))
         corpus = open_corpus(source)
         if corpus.builtin and Path(source).name == source:
             report.say(f"{source} is built in: {corpus.bytes:,} bytes of text from this Python")
@@ -181,6 +192,8 @@ def evaluated(
 
     Errors: NextileError when the text is none or the folder has no validation text.
     """
+    if sources and is_store(sources[0]) and kept is as_they_are:
+        return stored_tokens(Path(only_one(sources)), pretrained.tokenizer)
     if sources:
         documents = open_corpus(only_one(sources)).documents
         return store_tokens(documents, pretrained.tokenizer, folder / "text", "tokenizing", report, kept)

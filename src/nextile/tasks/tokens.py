@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +12,14 @@ from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor
-from nextile.data.shards import TokenStore, open_store, write_store
+from nextile.data.shards import Stretch, TokenStore, halves, is_store, open_store, write_store, write_stretch
 from nextile.tasks.report import Report
-from nextile.tasks.settings import TokenizerChoice
+from nextile.tasks.settings import RunSettings, TokenizerChoice
 from nextile.text.build import train_tokenizer
 from nextile.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of a batch that is measured
+LARGEST_HELD_OUT = 1 << 22  # tokens of a corpus that lies there as tokens
 SMALL = 300_000  # bytes; below, characters: a corpus this short shows too few examples of each larger piece
 
 
@@ -91,6 +92,50 @@ def stored_tokens(folder: Path, tokenizer: Tokenizer) -> TokenStore:
     if store.meta.get("tokenizer") != tokenizer.fingerprint():
         raise NextileError(f"'{folder}' was written with another tokenizer: train anew from the text")
     return store
+
+
+def divide_store(
+    source: str, settings: RunSettings, folder: Path, base: Tokenizer | None
+) -> tuple[Tokenizer, TokenStore, TokenStore]:
+    """The tokenizer of a corpus that lies there as tokens, what to train on and what to validate on; nothing is copied.
+
+    The end of the corpus is held out, unless another such folder is named for it. Errors: NextileError for a broken
+    folder; UsageError for settings that tokens do not read and for a model to begin from that has other tokens.
+    """
+    tokenizer = Tokenizer.load(source)
+    _refuse_beside_store(source, settings.tokenizer, tokenizer, base)
+    store, other = stored_tokens(Path(source), tokenizer), settings.validation.data
+    if other:
+        learned, held_out = (store, store.stretch), _all_of(_one_store(other), tokenizer)
+    else:
+        head, end = halves(store, settings.validation.fraction, LARGEST_HELD_OUT)
+        size = sum(len(text.encode()) for text in _documents(store[end.start : end.stop], tokenizer))
+        head = head.model_copy(update={"text_bytes": max(0, store.text_bytes - size)})
+        learned, held_out = (store, head), (store, end.model_copy(update={"text_bytes": size}))
+    return tokenizer, write_stretch(folder / "train", *learned), write_stretch(folder / "validation", *held_out)
+
+
+def _all_of(folder: Path, tokenizer: Tokenizer) -> tuple[TokenStore, Stretch]:
+    store = stored_tokens(folder, tokenizer)
+    return store, store.stretch
+
+
+def _documents(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+    ends = np.flatnonzero(ids == tokenizer.end_id)
+    return (tokenizer.decode(part[part != tokenizer.end_id].tolist()) for part in np.split(ids, ends))
+
+
+def _one_store(held_out: Sequence[str]) -> Path:
+    if len(held_out) != 1 or not is_store(held_out[0]):
+        raise UsageError(f"validation.data is {', '.join(held_out)}: name one folder of tokens, as the corpus is one")
+    return Path(held_out[0])
+
+
+def _refuse_beside_store(source: str, choice: TokenizerChoice, tokenizer: Tokenizer, base: Tokenizer | None) -> None:
+    if choice != type(choice)():
+        raise UsageError(f"'{source}' holds tokens, not text: leave out the settings of a tokenizer")
+    if base is not None and base.fingerprint() != tokenizer.fingerprint():
+        raise UsageError(f"'{source}' holds tokens of another tokenizer than the model to begin from: tokenize by its")
 
 
 def stored_parts(folder: Path, processor: Processor) -> tuple[Tokenizer, TokenStore, TokenStore]:
