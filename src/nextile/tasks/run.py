@@ -52,6 +52,7 @@ from nextile.tasks.tokens import text_only
 from nextile.tasks.translation import Translating
 from nextile.tasks.tuning import Outline, Tuning, again, first_tuning, prepare, said_of_base
 from nextile.tasks.words import WordEmbedding
+from nextile.training.graph import compilations
 from nextile.training.loop import Step, Watch, learn
 from nextile.training.metrics import told
 from nextile.training.parallel import ALONE, Rows, World, fitted
@@ -301,6 +302,7 @@ class Run:
         self.earlier = 0.0  # seconds of earlier sessions
         self.looked = 0, 0.0  # the step and the second of the last look at the clock
         self.unlogged: list[Step] = []
+        self.compiled = compilations() if plan.compiled else None  # until it is told
         self.signal = 0
 
     def _first_model(self, first: AnyModel | None) -> AnyModel:
@@ -396,6 +398,7 @@ class Run:
         for step in self._steps():
             self.progress.step = step.index + 1
             self.unlogged.append(step)
+            self._tell_compiled()
             due = self.progress.step >= self.progress.due
             self.signal, look = self.world.most(self.signal, self._looks_at_clock(began))
             if due or self.signal or time.monotonic() - shown > SHOWN:
@@ -411,6 +414,15 @@ class Run:
                 self.save()
             if look:
                 return
+
+    def _tell_compiled(self) -> None:
+        """Once, after the first step: how long compiling took, and what an earlier run had left of it."""
+        if self.compiled is None:
+            return
+        new, self.compiled = compilations().since(self.compiled), None
+        self.report.say(
+            f"compiled in {new.seconds:.0f} s: {new.found} of {new.found + new.made} graphs were in the cache on disk"
+        )
 
     def _looks_at_clock(self, began: float) -> bool:
         """Whether the time is limited and was not looked at for long."""
