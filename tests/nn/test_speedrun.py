@@ -206,6 +206,18 @@ def test_blocks_that_begin_as_zero_are_the_identity_and_every_token_is_as_likely
 
 
 @torch.no_grad()
+def test_what_reads_the_stream_of_a_speedrun_begins_by_its_width():
+    def spread(model):
+        layers = model.stack.blocks[0]
+        attention, forward = layers.self_attention.inner, layers.feed_forward.inner
+        return [part.weight.std().item() for part in (attention.query, attention.value, forward.up, model.embed.token)]
+
+    model = build(spec_of(), init="zero_out")
+    assert spread(model) == pytest.approx([0.5 / WIDTH**0.5] * 3 + [0.25], rel=0.15)
+    assert spread(build(spec_of())) == pytest.approx([0.02] * 4, rel=0.15)
+
+
+@torch.no_grad()
 def test_scores_of_a_head_of_its_own_are_capped():
     model, ids = lively(build(spec_of())), tokens(2, 9)
     assert model(ids).abs().max() < 5.0

@@ -41,6 +41,17 @@ class Branch(Normal):
 
 
 @dataclass(frozen=True)
+class FanIn:
+    """Drawn from a normal distribution; what passes through a matrix (out, in) keeps `gain` of its scale."""
+
+    gain: float
+
+    def fill(self, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+        """In place."""
+        parameter.normal_(0.0, self.gain / math.sqrt(parameter.shape[-1]), generator=generator)
+
+
+@dataclass(frozen=True)
 class Kaiming:
     """Drawn from a normal distribution that keeps the scale of what passes through it and ReLU (He et al. 2015)."""
 
@@ -58,7 +69,7 @@ class Narrow:
         parameter.uniform_(-0.5 / parameter.shape[-1], 0.5 / parameter.shape[-1], generator=generator)
 
 
-Table = tuple[tuple[str, Constant | Normal | Kaiming | Narrow], ...]
+Table = tuple[tuple[str, Constant | Normal | FanIn | Kaiming | Narrow], ...]
 
 TABLE: Table = (
     ("words_in.weight", Narrow()),
@@ -77,11 +88,14 @@ TABLE: Table = (
 )
 
 # Branches that add nothing yet, and a head that says nothing: every block begins as the identity (Bachlechner et al.
-# 2021, ReZero; Yang et al. 2022 of the head).
+# 2021, ReZero; Yang et al. 2022 of the head). What reads the stream begins where a step of Muon, which moves every
+# direction alike, neither drowns it nor is lost in it; embeddings, which a norm follows, where a step is small to them.
 ZERO_OUT: Table = (
     ("*.inner.out.weight", Constant(0.0)),
     ("*.inner.down.weight", Constant(0.0)),
     ("head.weight", Constant(0.0)),
+    ("embed.token.weight", Normal(0.25)),
+    *((f"*.inner.{name}.weight", FanIn(0.5)) for name in ("query", "key", "value", "gate", "up")),
     *TABLE,
 )
 Init = Literal["normal", "zero_out"]
