@@ -213,7 +213,7 @@ def test_what_reads_the_stream_of_a_speedrun_begins_by_its_width():
         return [part.weight.std().item() for part in (attention.query, attention.value, forward.up, model.embed.token)]
 
     model = build(spec_of(), init="zero_out")
-    assert spread(model) == pytest.approx([0.5 / WIDTH**0.5] * 3 + [0.25], rel=0.15)
+    assert spread(model) == pytest.approx([0.5 / WIDTH**0.5] * 3 + [0.02], rel=0.15)
     assert spread(build(spec_of())) == pytest.approx([0.02] * 4, rel=0.15)
 
 

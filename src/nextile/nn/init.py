@@ -89,12 +89,11 @@ TABLE: Table = (
 
 # Branches that add nothing yet, and a head that says nothing: every block begins as the identity (Bachlechner et al.
 # 2021, ReZero; Yang et al. 2022 of the head). What reads the stream begins where a step of Muon, which moves every
-# direction alike, neither drowns it nor is lost in it; embeddings, which a norm follows, where a step is small to them.
+# direction alike, neither drowns it nor is lost in it.
 ZERO_OUT: Table = (
     ("*.inner.out.weight", Constant(0.0)),
     ("*.inner.down.weight", Constant(0.0)),
     ("head.weight", Constant(0.0)),
-    ("embed.token.weight", Normal(0.25)),
     *((f"*.inner.{name}.weight", FanIn(0.5)) for name in ("query", "key", "value", "gate", "up")),
     *TABLE,
 )
