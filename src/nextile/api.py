@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.pretrained import load as load_pretrained
 from nextile.checkpoint.store import Processor, Spec
 from nextile.generation.beam import Beams
-from nextile.generation.complete import Completion, complete, complete_by_beams
+from nextile.generation.complete import Completion, complete, complete_by_beams, draft_by
 from nextile.generation.complete import stream as stream_text
 from nextile.generation.fill import fill, fill_spans
 from nextile.generation.pool import embed
 from nextile.generation.sample import Sampling
+from nextile.generation.speculate import Draft
 from nextile.generation.talk import Talk
 from nextile.generation.translate import Translation, translate
 from nextile.images.processor import Palette
@@ -88,36 +89,40 @@ class Model(Pretrained):
         top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
         repetition_penalty: float = 1.0, n: int = 1, seed: int | None = None, stop: Sequence[str] = (),
         logprobs: int | None = None, beams: int | None = None, details: bool = False,
+        draft: Model | Literal["lookup"] | None = None,
     ) -> Any:  # fmt: skip
         """Continue a prompt, or each of several in one batch; of a model that fills gaps, each [MASK] in it is filled.
 
         temperature 0 is greedy; None is that where gaps are filled, else 0.8; top_k, top_p and min_p leave out unlikely
         tokens; a stop string ends the text and is not part of it. With beams the n most probable texts are sought, and
-        nothing is drawn. Returns the text, or a list of them (prompt by prompt) for several prompts or n > 1; with
-        details, `Completion`s that also hold the tokens, why each ended, and log-probabilities. Errors: UsageError for
-        settings out of bounds.
+        nothing is drawn. A draft, a smaller model of the same tokenizer or "lookup" in the text so far, proposes tokens
+        that this model confirms several at a time: its texts stay as they are. Returns the text, or a list of them
+        (prompt by prompt) for several prompts or n > 1; with details, `Completion`s that also hold the tokens, why each
+        ended, and log-probabilities. Errors: UsageError for settings out of bounds.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if self.task == "denoise":
             _refuse_where_gaps(
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
-                repetition_penalty=repetition_penalty != 1.0,
+                repetition_penalty=repetition_penalty != 1.0, draft=draft,
             )  # fmt: skip
             wide = resolve(Beams, {"width": beams or 5})
             groups = fill_spans(self, prompts, wide, n=n, max_tokens=max_tokens)
         elif self.task == "masked":
-            _refuse_where_gaps(beams=beams, stop=stop, logprobs=logprobs, repetition_penalty=repetition_penalty != 1.0)
+            _refuse_where_gaps(beams=beams, stop=stop, logprobs=logprobs, repetition_penalty=repetition_penalty != 1.0,
+                               draft=draft)  # fmt: skip
             sampling = _sampling(temperature or 0.0, top_k, top_p, min_p, 1.0, seed)
             groups = fill(self, prompts, sampling, n=n)
         elif beams is not None:
             self._refuse_others()
             _refuse_beside_beams(top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
-                                 repetition_penalty=repetition_penalty != 1.0)  # fmt: skip
+                                 repetition_penalty=repetition_penalty != 1.0, draft=draft)  # fmt: skip
             groups = complete_by_beams(self, prompts, resolve(Beams, {"width": beams}), max_tokens=max_tokens, n=n)
         else:
             self._refuse_others()
             sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            groups = complete(self, prompts, sampling, max_tokens=max_tokens, stop=list(stop), n=n, logprobs=logprobs)
+            groups = complete(self, prompts, sampling, max_tokens=max_tokens, stop=list(stop), n=n, logprobs=logprobs,
+                              draft=self._proposing(draft))  # fmt: skip
         found: list[Completion] = [completion for group in groups for completion in group]
         results = found if details else [completion.text for completion in found]
         return results[0] if isinstance(prompt, str) and n == 1 else results
@@ -130,12 +135,12 @@ class Model(Pretrained):
     def stream(
         self, prompt: str = "", *, max_tokens: int = 200, temperature: float | None = None, top_k: int | None = None,
         top_p: float | None = None, min_p: float | None = None, repetition_penalty: float = 1.0,
-        seed: int | None = None, stop: Sequence[str] = (),
+        seed: int | None = None, stop: Sequence[str] = (), draft: Model | Literal["lookup"] | None = None,
     ) -> Iterator[str]:  # fmt: skip
         """The text that `generate` would return, piece by piece as it is made."""
         self._refuse_others()
         sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return stream_text(self, prompt, sampling, max_tokens=max_tokens, stop=list(stop))
+        return stream_text(self, prompt, sampling, max_tokens=max_tokens, stop=list(stop), draft=self._proposing(draft))
 
     def talk(
         self, *, system: str | None = None, max_tokens: int = 512, temperature: float | None = None,
@@ -260,6 +265,12 @@ class Model(Pretrained):
         found = labelling.label(self, [str(each) for each in texts], top)
         results = found if details else [each.classes for each in found]
         return results[0] if isinstance(text, str) else results
+
+    def _proposing(self, draft: Model | Literal["lookup"] | None) -> Draft | None:
+        """Errors: UsageError for a draft that does not write from left to right, or writes other tokens."""
+        if isinstance(draft, Model):
+            draft._refuse_others()
+        return None if draft is None else draft_by(self, draft)
 
     def _measured_as(self, sources: Sequence[str]) -> str:
         """The task that says how well it does: of a language model what the data asks, or what its run learned."""

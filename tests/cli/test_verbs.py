@@ -156,6 +156,15 @@ def test_generate_passes_everything_on(nextile_, library):
     }  # fmt: skip
 
 
+def test_generate_with_a_draft(nextile_, library):
+    assert nextile_("generate", "m", "a", "--draft", "lookup").out == "A\x1b[2J\n0\n"
+    assert library.asked["draft"] == "lookup"
+    nextile_("generate", "m", "a", "--draft", "small")
+    assert library.asked["draft"] is library
+    nextile_("generate", "m", "a")
+    assert "draft" not in library.asked
+
+
 def test_generate_by_beams(nextile_, library, terminal):
     terminal()  # beams have nothing to stream
     assert nextile_("generate", "m", "a", "--beams", "4").out == "A[2J\n0\n"

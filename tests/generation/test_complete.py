@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nextile.base.errors import UsageError
-from nextile.generation.complete import Completion, Text, complete, encode_prompt, stream
+from nextile.generation.complete import Completion, Text, complete, draft_by, encode_prompt, stream
 from nextile.generation.sample import Sampling
 from nextile.models.build import build
 from nextile.models.families import gpt2
@@ -234,3 +234,26 @@ def test_bytes_come_as_whole_characters(octets):
 def test_bad_requests(letters, options, message):
     with pytest.raises(UsageError, match=message):
         complete(letters, ["a"], GREEDY, **options)
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_changes_no_text(letters):
+    prompts = ["abcabcab", "h."]
+    plain = complete(letters, prompts, GREEDY, max_tokens=40, stop=["\n"], logprobs=1)
+    for draft in ("lookup", writer(letters.tokenizer)):
+        proposing = draft_by(letters, draft)
+        got = complete(letters, prompts, GREEDY, max_tokens=40, stop=["\n"], logprobs=1, draft=proposing)
+        assert [(each[0].text, each[0].tokens, each[0].finish_reason) for each in got] == [
+            (each[0].text, each[0].tokens, each[0].finish_reason) for each in plain
+        ]
+        pieces = stream(letters, prompts[0], GREEDY, max_tokens=40, stop=["\n"], draft=proposing)
+        assert "".join(pieces) == plain[0][0].text
+
+
+def test_a_draft_of_other_tokens_is_an_error_in_one_line(letters, octets):
+    with pytest.raises(UsageError, match="the draft has other tokens than the model: draft by a model of the same tok"):
+        draft_by(letters, octets)
+    with pytest.raises(UsageError, match="draft is 'lookout': give a loaded model or 'lookup'"):
+        draft_by(letters, "lookout")

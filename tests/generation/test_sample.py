@@ -122,6 +122,7 @@ def test_the_penalty_lowers_what_was_there():
     seen = torch.tensor([[True, True, False, True]])
     assert sample.repetition_penalty(row, seen, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.0]]
     assert sample.repetition_penalty(row, seen, 0.5).tolist() == [[4.0, -1.0, 1.0, 0.0]]
+    assert sample.repetition_penalty(row, seen, 1e-45).isfinite().all()  # which overflows
 
 
 @pytest.mark.parametrize("degree", [5e-324, 1e-40, 1e-6, 1.0, 1e6])

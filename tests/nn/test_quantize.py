@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: how far off they may be, and that all but the weights is as it was."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,20 @@ from nextile.nn import quantize as packing
 from nextile.nn.feedforward import Stacked
 from nextile.nn.linear import Linear
 from nextile.nn.lora import Lora, add_lora
-from nextile.nn.quantize import Int4, Int8, QuantizedLinear, pack4, pack8, quantize, unpack4, unpack8
+from nextile.nn.quantize import (
+    Int4,
+    Int4Linear,
+    Int8,
+    Int8Linear,
+    QuantizedLinear,
+    pack4,
+    pack8,
+    quantize,
+    row4,
+    row8,
+    unpack4,
+    unpack8,
+)
 
 KINDS = [Int8(), Int4(group=32), Int4(group=64), Int4(group=128)]
 GROUPS = [32, 64, 128]
@@ -279,3 +294,33 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_changed():
     with pytest.raises(NextileError, match="down holds numbers that are not finite"):
         quantize(ours, Int8())
     assert isinstance(ours.get_submodule("stack.blocks.0.self_attention.inner.query"), Linear)
+
+
+@torch.no_grad()
+def test_a_compiled_step_reads_codes_as_the_numbers_they_stand_for():
+    """Eight bits and four, with a last group that is filled up, a bias, and rows that are no multiple of any block."""
+    linears = [torch.nn.Linear(100, 37), torch.nn.Linear(100, 64, bias=False)]
+    packed = [kind(linear, spec) for linear in linears for kind, spec in ((Int8Linear, Int8()), (Int4Linear, Int4()))]
+    whole = model()
+    head = whole.head
+    packing.pack_head(whole)
+    assert len(whole.state_dict()) == len(model().state_dict())  # what a folder keeps is what it was
+    several = torch.compile(lambda x, y: ([layer(x) for layer in packed], whole.head(y)), fullgraph=True, dynamic=False)
+    x = torch.randn(1, 1, 100)
+    y = torch.randn(1, 1, 48)
+    found, scores = several(x, y)
+    torch.testing.assert_close(scores, whole.head(y), rtol=1e-5, atol=1e-5)
+    assert 0 < (scores - head(y)).abs().max() < 0.02 * head(y).abs().max()
+    for layer, got in zip(packed, found, strict=True):
+        want = torch.nn.functional.linear(x.double(), layer.dequantized(torch.float64), None)
+        want = want if layer.bias is None else want + layer.bias.double()
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+        assert (got - want.roll(1, -1)).abs().max() > 1e-2
+
+
+def test_rows_of_codes_are_products_of_numbers():
+    weight, x = torch.randn(33, 70), torch.randn(1, 70)
+    for pack, unpack, row in ((pack8, unpack8, row8), (partial(pack4, group=32), unpack4, row4)):
+        codes, scale, *offset = pack(weight)
+        parts = (codes, scale, offset[0] if offset else None, 70)
+        torch.testing.assert_close(row(x, *parts), (x @ unpack(*parts, torch.float32).T)[0], rtol=1e-5, atol=1e-5)

@@ -285,6 +285,13 @@ def test_the_single_row_product_of_a_compiled_step():
     torch.testing.assert_close(
         compiled(x.expand(2, 1, 33), weight), torch.nn.functional.linear(x.expand(2, 1, 33), weight)
     )
+    whole = torch.randn(1, 5, 99)  # of which the row is a part, before and after something else was done
+
+    def of_parts(x):
+        return linear(x[:, 3:4, 33:66], weight, bias), linear((x * 2)[:, 2:3, :33].double(), weight.double())
+
+    for got, want in zip(torch.compile(of_parts)(whole), of_parts(whole), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("length", [63, 64])

@@ -39,7 +39,7 @@ class Layer(dict[str, Any]):
 
 # --- reading one layer --------------------------------------------------------------------------------------------
 
-RESERVED = frozenset({"CACHE", "DATA", "DEBUG"})  # variables of ours that are no settings
+RESERVED = frozenset({"API_KEY", "CACHE", "DATA", "DEBUG"})  # variables of ours that are no settings
 
 
 def read_toml(path: str | Path) -> Layer:

@@ -20,6 +20,7 @@ Examples:
   nextile generate runs/book "It was"
   nextile generate runs/book "It was" --temperature 0 --stop "."   # greedy, one sentence
   nextile generate runs/book "It was" --n 3 --seed 1 --json
+  nextile generate runs/book "It was" --draft runs/small           # the same text, sooner
   nextile generate runs/masked "It was a dark and [MASK] night"
   nextile generate runs/book --prompts prompts.txt > answers.txt   # a prompt a line
   tail -f questions.txt | nextile generate runs/book -             # as the lines come
@@ -51,6 +52,10 @@ Width = Annotated[
     int | None,
     typer.Option("--beams", metavar="B", parser=whole(1), help="Seek the likeliest texts; nothing is drawn."),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A small model, or lookup, proposes tokens that MODEL confirms."),
+]
 
 
 def generate(
@@ -67,6 +72,7 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     logprobs: Logprobs = None,
+    draft: Draft = None,
     prompts: Prompts = None,
     json: options.Json = False,
     device: options.Device = None,
@@ -93,6 +99,8 @@ def generate(
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or (),
     }  # fmt: skip
+    if draft is not None:
+        settings["draft"] = draft if draft == "lookup" else api.load(draft, device=device, dtype=dtype)
     if single and n == 1 and not json and beams is None and loaded.streams and sys.stdout.isatty():
         _write_pieces(prompt, loaded.stream(prompt, **settings))
         return

@@ -5,9 +5,10 @@ Shapes: S sources, W width, V vocabulary, C candidates. A row is one beginning; 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from itertools import zip_longest
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -17,6 +18,7 @@ from nextile.base.config import Settings
 from nextile.base.errors import UsageError
 from nextile.generation.decode import Reader, Reason, log_totals
 
+Result = TypeVar("Result")
 NEVER = float("-inf")  # the log-probability of what cannot be
 
 
@@ -55,6 +57,18 @@ class _Beginning(NamedTuple):
         return tokens[::-1]
 
 
+Fate = Literal["on", "ended", "left"]  # of a beginning that was looked at: it goes on, it has ended, it is forgotten
+
+
+class Looked(NamedTuple):
+    """A beginning that was looked at: `token` after what went on as number `row` of its source's round before."""
+
+    logprob: float  # nats, of the whole beginning
+    row: int
+    token: int
+    fate: Fate
+
+
 DEAD = _Beginning(NEVER)  # fills the rows of a source that has fewer beginnings, as a small vocabulary has at first
 
 
@@ -67,23 +81,28 @@ class _Source:
         self.going = [_Beginning(0.0)]  # as many, most probable first
         self.length = 0
 
-    def grow(self, candidates: Iterable[tuple[float, int, int]], end_ids: Collection[int]) -> None:
+    def grow(self, candidates: Iterable[tuple[float, int, int]], end_ids: Collection[int]) -> list[Fate]:
         """Take the candidates (log-probability, row, token), most probable first, each to where it belongs.
 
         Only the `width` best may end here, so that what ends is as good as what goes on; the others go on in the
-        stead of those that ended.
+        stead of those that ended. Returns what became of the first ones; all after them are left.
         """
-        width, earlier = self.beams.width, self.going
+        width, earlier, fates = self.beams.width, self.going, list[Fate]()
         self.going, self.length = [], self.length + 1
         for rank, (logprob, row, token) in enumerate(candidates):
             if logprob == NEVER or len(self.going) == width:
                 break
             beginning = _Beginning(logprob, row, token, earlier[row])
+            fate: Fate = "left"
             if token not in end_ids and self.length < self.limit:
                 self.going.append(beginning)
+                fate = "on"
             elif rank < width:
                 self.ended.append(self._whole(beginning, "end" if token in end_ids else "length"))
+                fate = "ended"
+            fates.append(fate)
         self.ended = sorted(self.ended, key=lambda text: -text.score)[:width]
+        return fates
 
     def done(self) -> bool:
         """Whether nothing that goes on would (or can, as patience has it) be among the best."""
@@ -158,7 +177,6 @@ def closed_up(going: list[int]) -> list[int]:
     return [place if place in stay else next(later) for place in range(len(going))]
 
 
-@torch.no_grad()
 def beam_search(
     reader: Reader,
     prompts: Sequence[Sequence[int]],
@@ -175,6 +193,32 @@ def beam_search(
     A source depends on nothing beside it, and leaves the batch when it is done.
     Errors: UsageError for counts out of bounds; NextileError when the model predicts NaN.
     """
+    return last(beam_rounds(reader, prompts, beams, limits=limits, end_ids=end_ids, never=never, n=n))
+
+
+def last(work: Generator[Any, None, Result]) -> Result:
+    """What a generator returns when it is done."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.no_grad()
+def beam_rounds(
+    reader: Reader,
+    prompts: Sequence[Sequence[int]],
+    beams: Beams,
+    *,
+    limits: Sequence[int],
+    end_ids: Collection[int],
+    never: Collection[int] = (),
+    n: int = 1,
+) -> Generator[list[list[Looked]], None, list[list[Hypothesis]]]:
+    """`beam_search` round by round: yields what was looked at for each source that was still sought, most probable
+    first, before its successors are read; returns the best texts. So others may have their turn between the rounds.
+    """
     _check(len(prompts), beams, limits, n)
     if not prompts:
         return []
@@ -186,8 +230,8 @@ def beam_search(
     banned = torch.tensor(sorted(never), dtype=torch.long, device=logits.device)
     before = logits.new_zeros(len(sources), each)  # (S, W)
     while True:
-        for source, candidates in zip(sources, best_candidates(logits, before, count, banned), strict=True):
-            source.grow(candidates, end_ids)
+        candidates = best_candidates(logits, before, count, banned)
+        yield [_looked(some, source.grow(some, end_ids)) for source, some in zip(sources, candidates, strict=True)]
         going = closed_up([number for number, source in enumerate(sources) if not source.done()])
         if not going:
             return [source.ended[:n] for source in found]
@@ -199,6 +243,12 @@ def beam_search(
         reader.select([place for source in rows for place, _ in source], each=width)
         logits = reader.read([row.token for source in rows for _, row in source])
         before, each = logits.new_tensor([[row.logprob for _, row in source] for source in rows]), width
+
+
+def _looked(candidates: Sequence[tuple[float, int, int]], fates: Sequence[Fate]) -> list[Looked]:
+    """The candidates that are any, with what became of them."""
+    pairs = zip_longest(candidates, fates, fillvalue="left")
+    return [Looked(*candidate, fate) for candidate, fate in pairs if candidate[0] != NEVER]  # type: ignore[misc]
 
 
 def _check(prompts: int, beams: Beams, limits: Sequence[int], n: int) -> None:

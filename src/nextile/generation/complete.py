@@ -10,6 +10,7 @@ from nextile.base.errors import UsageError
 from nextile.generation.beam import Beams, Hypothesis, beam_search
 from nextile.generation.decode import EagerReader, Emitted, Reason, check_ids, decode, evaluating
 from nextile.generation.sample import Sampling
+from nextile.generation.speculate import Draft, Lookup, ModelDraft, speculate
 from nextile.text.tokenizer import DecodeStream, Tokenizer
 
 
@@ -99,6 +100,20 @@ def _check(stop: Sequence[str], n: int, logprobs: int | None) -> None:
         raise UsageError(f"logprobs is {logprobs}: give how many of the most probable tokens to show, 0 or more")
 
 
+def draft_by(pretrained: Pretrained, draft: Pretrained | Literal["lookup"]) -> Draft:
+    """What proposes tokens to a model: another model, or "lookup", which knows the text alone.
+
+    Errors: UsageError for another word and for a model of other tokens.
+    """
+    if draft == "lookup":
+        return Lookup()
+    if isinstance(draft, str):
+        raise UsageError(f"draft is {draft!r}: give a loaded model or 'lookup'")
+    if draft.tokenizer.fingerprint() != pretrained.tokenizer.fingerprint():
+        raise UsageError("the draft has other tokens than the model: draft by a model of the same tokenizer")
+    return ModelDraft(draft.model)
+
+
 # --- completing ---------------------------------------------------------------------------------------------------
 
 
@@ -114,11 +129,13 @@ def complete(
     end_ids: Collection[int] | None = None,
     batch: int = 16,
     compiled: bool | Literal["auto"] = "auto",
+    draft: Draft | None = None,
 ) -> list[list[Completion]]:
     """n completions of each prompt; the i-th of a prompt is the same whatever is completed beside it.
 
     logprobs: how many of the most probable tokens to report beside each. end_ids: the tokenizer's end token when None.
-    batch: texts at a time, a matter of memory only. compiled: see `decode`.
+    batch: texts at a time, a matter of memory only. compiled: see `decode`. draft: what proposes tokens, which the
+    model confirms several at a time (`speculate`).
     Errors: UsageError for an empty stop string and for counts out of bounds; those of `decode`.
     """
     _check(stop, n, logprobs)
@@ -127,7 +144,7 @@ def complete(
     for start in range(0, len(wanted), batch):
         completions += _together(
             pretrained, wanted[start : start + batch], stop, logprobs,
-            sampling=sampling or Sampling(), max_tokens=max_tokens, compiled=compiled,
+            sampling=sampling or Sampling(), max_tokens=max_tokens, **_how(compiled, draft),
             end_ids={pretrained.tokenizer.end_id} if end_ids is None else end_ids,
         )  # fmt: skip
     return [completions[start : start + n] for start in range(0, len(completions), n)]
@@ -151,7 +168,7 @@ def _together(
         return texts[row].stopped
 
     streams = [stream for _, stream in wanted]
-    for event in decode(
+    for event in _events(
         pretrained.model, prompts, stop=stopped, streams=streams, alternatives=logprobs or 0, **settings
     ):
         events[event.row].append(event)
@@ -166,6 +183,19 @@ def _together(
         )
         for row in range(len(wanted))
     ]
+
+
+def _how(compiled: bool | Literal["auto"], draft: Draft | None) -> dict[str, Any]:
+    """What `_events` is told of the way to a text, which does not change it."""
+    return {"compiled": compiled} if draft is None else {"draft": draft}
+
+
+def _events(model: Any, prompts: Sequence[Sequence[int]], *, sampling: Sampling, **settings: Any) -> Iterator[Emitted]:
+    """By `speculate` where there is a draft, else by `decode`."""
+    draft = settings.pop("draft", None)
+    if draft is None:
+        return decode(model, prompts, sampling, **settings)
+    return speculate(model, prompts, sampling, draft, **settings)
 
 
 def _reason(events: list[Emitted]) -> Reason:
@@ -193,16 +223,17 @@ def stream(
     stop: Sequence[str] = (),
     end_ids: Collection[int] | None = None,
     compiled: bool | Literal["auto"] = "auto",
+    draft: Draft | None = None,
 ) -> Iterator[str]:
     """The text of the first completion of a prompt, or of its ids, piece by piece as it becomes certain."""
     _check(stop, 1, None)
     tokenizer = pretrained.tokenizer
     text = Text(tokenizer.decode_stream(), stop)
     ends = {tokenizer.end_id} if end_ids is None else end_ids
-    events = decode(
+    events = _events(
         pretrained.model, [encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt],
-        sampling or Sampling(),
-        max_tokens=max_tokens, end_ids=ends, compiled=compiled,
+        sampling=sampling or Sampling(),
+        max_tokens=max_tokens, end_ids=ends, **_how(compiled, draft),
     )  # fmt: skip
     for event in events:
         piece = "" if event.finished == "end" else text.push(event.token)

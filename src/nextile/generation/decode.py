@@ -5,24 +5,23 @@ Shapes: B rows, T time, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from nextile.base.device import has_compiler
 from nextile.base.errors import NextileError, UsageError
-from nextile.generation.sample import Sampling, next_token, random_stream
+from nextile.generation.sample import Sampling, next_token, point, random_stream
+from nextile.generation.step import SMALL, Inputs, Told, compile_beside, compiled_step, is_compiled
 from nextile.models.encoder_decoder import EncoderDecoder
-from nextile.nn.cache import Cache, Memory
-from nextile.nn.linear import lay_in_rows
-from nextile.training.graph import one_graph
+from nextile.nn.cache import Cache, Memory, StaticCache
 
 Reason = Literal["end", "stop", "length"]
 
@@ -55,6 +54,10 @@ class LanguageModel(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights."""
+        ...
+
+    def buffers(self) -> Iterator[Tensor]:
+        """What is held beside them, such as weights in codes."""
         ...
 
     def train(self, mode: bool) -> Any:
@@ -151,54 +154,55 @@ class CompiledReader:
 
     def __init__(self, model: LanguageModel, capacity: int, batch: int):
         self.model, self.device = model, next(model.parameters()).device
-        self.cache = model.new_cache(batch, capacity, static=True)
-        lay_in_rows(model.parameters())
-        self.step = _compiled_step(model, batch, capacity)
-        self.ids = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        step = compiled_step(model, batch, capacity)
+        self.inputs = Inputs(cast(StaticCache, model.new_cache(batch, capacity, static=True)))
+        self.cache = self.inputs.cache
+        self.step = step.on(self.inputs)
         self.rows = torch.arange(batch, device=self.device)  # those that go on
+        self.longest = 0
 
     def start(self, rows: list[list[int]]) -> Tensor:
-        everyone = [[0]] * len(self.ids)
+        everyone = [[0]] * len(self.inputs.ids)
         for row, tokens in zip(self.rows.tolist(), rows, strict=True):
             everyone[row] = tokens
         ids, counts = padded(everyone)
+        self.longest = self.cache.span = ids.shape[1]
         self.cache.lengths.zero_()
         return following(self.model, ids.to(self.device), self.cache, counts.to(self.device))[self.rows]
 
     def read(self, tokens: list[int]) -> Tensor:
-        self.ids[self.rows, 0] = torch.tensor(tokens, device=self.device)
-        logits = self.step(self.model, self.ids, self.cache)
+        self.inputs.ids[self.rows, 0] = torch.tensor(tokens, device=self.device)
+        logits, _ = self._step()
         self.cache.lengths[self.rows] += 1
         return logits[self.rows]
+
+    def follow(self, token: int, point: float = 0.0) -> tuple[Tensor, Told]:
+        """Read one more token of the only row -> logits (1, V), and what to make of them at a point of 0..1."""
+        self.inputs.ids.fill_(token)
+        self.inputs.point.fill_(point)
+        logits, told = self._step()
+        self.cache.lengths += 1
+        best, best_logprob, drawn, drawn_logprob, total = told[0].tolist()
+        return logits, Told(int(best), best_logprob, int(drawn), drawn_logprob, total)
 
     def select(self, rows: list[int], each: int = 1) -> None:
         if each > 1:
             raise ValueError("the rows of a compiled reader stay where they are: give beams an EagerReader")
         self.rows = self.rows[torch.tensor(rows, device=self.device)]
 
-
-_compiled: WeakKeyDictionary[Any, dict[tuple[int, int], Callable]] = WeakKeyDictionary()
-
-
-def _compiled_step(model: LanguageModel, batch: int, capacity: int) -> Callable[..., Tensor]:
-    """The graph of (model, ids (B, 1), static cache) -> logits (B, V), kept as long as the model is."""
-
-    def step(model: LanguageModel, ids: Tensor, cache: Cache) -> Tensor:
-        return model.head(model.features(ids, cache=cache))[:, 0].float()
-
-    graphs = _compiled.setdefault(model, {})
-    if (batch, capacity) not in graphs:
-        graphs[batch, capacity] = one_graph(step)
-    return graphs[batch, capacity]
+    def _step(self) -> Sequence[Tensor]:
+        self.longest += 1
+        return self.step(min(self.inputs.capacity, max(SMALL, self.longest)))
 
 
 def _roomy(tokens: int, context: int) -> int:
     """A capacity for `tokens`: one of few sizes, so that a graph once compiled serves most calls."""
-    return min(context, max(64, 1 << (tokens - 1).bit_length()))
+    return min(context, max(1024, 1 << (tokens - 1).bit_length()))
 
 
 COMPILING = 15.0  # seconds that it may take, here with room to spare
 READING = 20e9  # bytes of weights a second that an eager step reads on CPU
+CALLING = 15e-6  # seconds that each of its tensors costs beside that
 SAVED = 0.6  # of an eager step's time
 
 
@@ -208,14 +212,29 @@ def compiling_pays(model: LanguageModel, rows: int, tokens: int) -> bool:
     With more rows the weights are read once for all of them, and the library's matrix product is as good.
     """
     weights = list(model.parameters())
-    seconds = tokens * sum(weight.nbytes for weight in weights) / READING
-    return rows == 1 and weights[0].device.type == "cpu" and seconds * SAVED > COMPILING and has_compiler()
+    if rows != 1 or weights[0].device.type != "cpu" or not has_compiler():
+        return False
+    return tokens * eager_seconds(model) * SAVED > COMPILING
+
+
+def _made_beside(model: LanguageModel, room: int, rows: int, tokens: int) -> Callable[[], CompiledReader | None] | None:
+    """Have a step compiled, where that pays, while others are read: gives a reader as soon as it is there."""
+    if not compiling_pays(model, rows, tokens):
+        return None
+    ready = compile_beside(model, 1, room)
+    return lambda: CompiledReader(model, room, 1) if ready() else None
+
+
+def eager_seconds(model: LanguageModel) -> float:
+    """What an eager step takes on CPU, roughly."""
+    held = [*model.parameters(), *model.buffers()]
+    return sum(weight.nbytes for weight in held) / READING + len(held) * CALLING
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-class _Row:
+class Row:
     """One text as it grows."""
 
     def __init__(self, number: int, prompt: list[int], context: int):
@@ -223,9 +242,11 @@ class _Row:
         self.seen = set(prompt)
         self.window = prompt[-context:]  # what the model looks at
         self.count = 0
+        self.written = Counter[int]()
 
     def add(self, token: int) -> None:
         self.seen.add(token)
+        self.written[token] += 1
         self.window.append(token)
         self.count += 1
 
@@ -235,6 +256,33 @@ class _Row:
         if full:
             self.window = self.window[-max(1, self.context // 2) :]
         return full
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a text is over."""
+
+    max_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    stop: Callable[[int, int], bool] | None = None
+    min_tokens: int = 0  # end tokens are impossible before
+
+    def check(self, vocab: int) -> None:
+        """Errors: UsageError for counts out of bounds, and where a text could neither end nor go on."""
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}: ask for at least 1")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise UsageError(f"min_tokens is {self.min_tokens}: ask for 0 to max_tokens, which is {self.max_tokens}")
+        if self.min_tokens and len({token for token in self.end_ids if 0 <= token < vocab}) == vocab:
+            raise UsageError(f"all tokens end the text and min_tokens is {self.min_tokens}: take fewer end tokens")
+
+    def reason(self, row: Row, token: int) -> Reason | None:
+        """Why this token, just added, is the row's last."""
+        if token in self.end_ids:
+            return "end"
+        if self.stop is not None and self.stop(row.number, token):
+            return "stop"
+        return "length" if row.count == self.max_tokens else None
 
 
 @torch.no_grad()
@@ -248,35 +296,43 @@ def decode(
     stop: Callable[[int, int], bool] | None = None,
     alternatives: int = 0,
     streams: Sequence[int] | None = None,
+    min_tokens: int = 0,
     compiled: bool | Literal["auto"] = "auto",
 ) -> Iterator[Emitted]:
     """Up to max_tokens tokens after each prompt, row by row in each round, as they come.
 
     end_ids end a row. stop(row, token) is told every other token and ends the row when it says so. alternatives: how
     many of the most probable tokens to report. streams: which stream of the seed each row draws from, its number when
-    None. compiled: one graph for each new token; auto where it saves more than compiling costs.
+    None. min_tokens: end tokens are impossible before. compiled: one graph for each new token; auto where it saves
+    more than compiling costs.
 
     A row depends on nothing but its prompt, the seed and its stream. Of a prompt longer than the model's context only
     the end is read; when a text outgrows the context, its later half is read anew and it goes on.
-    Errors: UsageError for max_tokens below 1; NextileError for an empty prompt, for an id that the model does not know,
-    and when the model predicts NaN.
+    Errors: UsageError for max_tokens below 1 and min_tokens above it; NextileError for an empty prompt, for an id that
+    the model does not know, and when the model predicts NaN.
     """
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
+    ending = Ending(max_tokens, frozenset(end_ids), stop, min_tokens)
+    ending.check(model.spec.embed.vocab)
     check_ids(prompts, model.spec.embed.vocab)
     if not prompts:
         return
     context = model.spec.context
-    rows = [_Row(number, list(prompt), context) for number, prompt in enumerate(prompts)]
+    rows = [Row(number, list(prompt), context) for number, prompt in enumerate(prompts)]
     needed = min(context, max(len(row.window) for row in rows) + max_tokens)
+    room = _roomy(needed, context)
+    quicker = None
     if compiled == "auto":
-        compiled = compiling_pays(model, len(rows), max_tokens)
-    reader = CompiledReader(model, _roomy(needed, context), len(rows)) if compiled else EagerReader(model, needed)
+        compiled = len(rows) == 1 and is_compiled(model, 1, room)
+        quicker = None if compiled or model.training else _made_beside(model, room, len(rows), max_tokens)
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
     random = [random_stream(seed, number) for number in streams or range(len(rows))]
-    ending = partial(_reason, max_tokens=max_tokens, end_ids=frozenset(end_ids), stop=stop)
     with evaluating(model):
-        yield from _rounds(reader, rows, sampling, random, ending, alternatives)
+        if compiled and len(rows) == 1:
+            reader = CompiledReader(model, room, 1)
+            yield from _alone(reader, rows[0], sampling, random[0], ending, alternatives)
+            return
+        reader = CompiledReader(model, room, len(rows)) if compiled else EagerReader(model, needed)
+        yield from _rounds(reader, rows, sampling, random, ending, alternatives, quicker)
 
 
 @contextmanager
@@ -292,23 +348,26 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 def _rounds(
     reader: Reader,
-    rows: list[_Row],
+    rows: list[Row],
     sampling: Sampling,
     random: list[torch.Generator],
-    ending: Callable[[_Row, int], Reason | None],
+    ending: Ending,
     alternatives: int,
+    quicker: Callable[[], CompiledReader | None] | None = None,
 ) -> Iterator[Emitted]:
-    """Choose a token for each row, tell, let the rows go that are done, read on."""
+    """Choose a token for each row, tell, let the rows go that are done, read on; the only row by a quicker reader."""
     logits = reader.start([row.window for row in rows])
     while True:
         logprobs = log_probabilities(logits)
-        chosen = next_token(logits, sampling, [random[row.number] for row in rows], _seen(rows, logits, sampling))
+        streams, counts = [random[row.number] for row in rows], token_counts(rows, logits, sampling)
+        allowed = withhold(logits, [row.count < ending.min_tokens for row in rows], ending.end_ids)
+        chosen = next_token(allowed, sampling, streams, seen_tokens(rows, logits, sampling), counts)
         tokens, own = chosen.tolist(), logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
-        best = _most_probable(logprobs, alternatives)
+        best = most_probable(logprobs, alternatives)
         going = []
         for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             row.add(token)
-            reason = ending(row, token)
+            reason = ending.reason(row, token)
             going += [i] if reason is None else []
             yield Emitted(row.number, token, own[i], best[i], reason)
         if not going:
@@ -316,22 +375,63 @@ def _rounds(
         if len(going) < len(rows):
             reader.select(going)
             rows = [rows[i] for i in going]
+        if quicker is not None and (found := quicker()) is not None:
+            rows[0].slide()
+            yield from _alone(found, rows[0], sampling, random[0], ending, alternatives)
+            return
         slid = [row.slide() for row in rows]  # every row is asked
         windows = [row.window for row in rows]
         logits = reader.start(windows) if any(slid) else reader.read([window[-1] for window in windows])
 
 
-def _reason(
-    row: _Row, token: int, *, max_tokens: int, end_ids: frozenset[int], stop: Callable[[int, int], bool] | None
-) -> Reason | None:
-    if token in end_ids:
-        return "end"
-    if stop is not None and stop(row.number, token):
-        return "stop"
-    return "length" if row.count == max_tokens else None
+def _alone(
+    reader: CompiledReader,
+    row: Row,
+    sampling: Sampling,
+    random: torch.Generator,
+    ending: Ending,
+    alternatives: int,
+) -> Iterator[Emitted]:
+    """The same for one row, whose token the compiled step has chosen already where nothing else is asked of it."""
+    logits, told = reader.start([row.window]), None
+    greedy, plain = sampling.temperature == 0.0, is_plain(sampling)
+    reader.inputs.degree.fill_(sampling.temperature)
+    while True:
+        if told is None or not plain or row.count < ending.min_tokens:
+            token, logprob = _chosen(logits, row, sampling, random, ending)
+        else:
+            check_finite(told.total)
+            token, logprob = (told.best, told.best_logprob) if greedy else (told.drawn, told.drawn_logprob)
+        best = most_probable(logits.log_softmax(-1), alternatives)[0] if alternatives else ()
+        row.add(token)
+        reason = ending.reason(row, token)
+        yield Emitted(row.number, token, logprob, best, reason)
+        if reason is not None:
+            return
+        if row.slide():
+            logits, told = reader.start([row.window]), None
+        else:
+            drawing = plain and not greedy and row.count >= ending.min_tokens
+            logits, told = reader.follow(token, point(random) if drawing else 0.0)
 
 
-def _seen(rows: list[_Row], logits: Tensor, sampling: Sampling) -> Tensor | None:
+def _chosen(logits: Tensor, row: Row, sampling: Sampling, random: torch.Generator, ending: Ending) -> tuple[int, float]:
+    """The next token of one row's logits (1, V), and its log-probability."""
+    logprobs = log_probabilities(logits)
+    allowed = withhold(logits, [row.count < ending.min_tokens], ending.end_ids)
+    seen, counts = seen_tokens([row], logits, sampling), token_counts([row], logits, sampling)
+    token = int(next_token(allowed, sampling, [random], seen, counts))
+    return token, float(logprobs[0, token])
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether a token hangs on nothing but the distribution and the temperature."""
+    cut = (sampling.top_k, sampling.top_p, sampling.min_p) != (None, None, None) and sampling.temperature > 0.0
+    moved = sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty
+    return not (cut or moved or sampling.repetition_penalty != 1.0)
+
+
+def seen_tokens(rows: list[Row], logits: Tensor, sampling: Sampling) -> Tensor | None:
     """(B, V): which tokens each row's text has; None when nobody asks."""
     if sampling.repetition_penalty == 1.0:
         return None
@@ -339,6 +439,26 @@ def _seen(rows: list[_Row], logits: Tensor, sampling: Sampling) -> Tensor | None
     seen = torch.zeros_like(logits, dtype=torch.bool)
     seen[pairs[:, 0], pairs[:, 1]] = True
     return seen
+
+
+def token_counts(rows: list[Row], logits: Tensor, sampling: Sampling) -> Tensor | None:
+    """(B, V): how often each row's text after its prompt has each token; None when nobody asks."""
+    if not (sampling.frequency_penalty or sampling.presence_penalty):
+        return None
+    found = [(i, *pair) for i, row in enumerate(rows) for pair in row.written.items()]
+    triples = torch.tensor(found, dtype=torch.long, device=logits.device).view(-1, 3)
+    counts = torch.zeros_like(logits)
+    counts[triples[:, 0], triples[:, 1]] = triples[:, 2].to(logits.dtype)
+    return counts
+
+
+def withhold(logits: Tensor, held: list[bool], end_ids: Collection[int]) -> Tensor:
+    """Logits (B, V) in which the rows that are `held` do not end."""
+    ends = [token for token in end_ids if 0 <= token < logits.shape[-1]]
+    if not ends or not any(held):
+        return logits
+    rows = torch.tensor(held).nonzero().to(logits.device)  # (any, 1)
+    return logits.index_put((rows, torch.tensor(ends, device=logits.device)), logits.new_tensor(-torch.inf))
 
 
 def log_totals(logits: Tensor) -> Tensor:
@@ -356,11 +476,16 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _check_finite(x: Tensor) -> None:
-    if not bool(x.isfinite().all()):
+    check_finite(0.0 if bool(x.isfinite().all()) else math.nan)
+
+
+def check_finite(number: float) -> None:
+    """Errors: NextileError when a sum over a model's predictions is no number."""
+    if not math.isfinite(number):
         raise NextileError("the model predicts NaN or infinity: its weights are broken, take an earlier state of it")
 
 
-def _most_probable(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+def most_probable(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
     """Of each row of (B, V) the `count` highest, as (token, log-probability)."""
     if not count:
         return [()] * len(logprobs)

@@ -76,23 +76,31 @@ def embed(pretrained: Translator, texts: Sequence[str], *, batch: int = 32) -> n
     A text does not depend on those beside it. Errors: NextileError for a text without a token that the model knows,
     for one longer than it reads, and for a tokenizer of another model; UsageError for a model of pictures.
     """
-    rows = [_ids(pretrained, text) for text in texts]
+    rows = [text_ids(pretrained, text) for text in texts]
+    found = [embed_rows(pretrained, rows[start : start + batch]) for start in range(0, len(rows), batch)]
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+
+@torch.no_grad()
+def embed_rows(pretrained: Translator, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """A vector for each text of tokens, at least one each, float32 (B, D). Errors: as in `embed`."""
+    check_ids(rows, vocab_of(pretrained.spec), "text")
+    for row in rows:
+        refuse_longer(row, pretrained.spec.context)
     features, device = features_of(pretrained.model), next(pretrained.model.parameters()).device
-    found = []
-    with evaluating(pretrained.model), torch.no_grad():
-        for start in range(0, len(rows), batch):
-            ids, counts = padded(rows[start : start + batch])
-            there = (torch.arange(ids.shape[1]) < counts[:, None]).long().to(device)
-            found.append(pooled(features(ids.to(device), there), there).cpu())
-    return torch.cat(found).numpy() if found else np.zeros((0, 0), np.float32)
+    ids, counts = padded([list(row) for row in rows])
+    there = (torch.arange(ids.shape[1]) < counts[:, None]).long().to(device)
+    with evaluating(pretrained.model):
+        return pooled(features(ids.to(device), there), there).cpu().numpy()
 
 
-def _ids(pretrained: Translator, text: str) -> list[int]:
-    """The tokens of a text that the model knows, between those that begin and end one where it has been taught such."""
+def text_ids(pretrained: Translator, text: str) -> list[int]:
+    """The tokens of a text that the model knows, between those that begin and end one where it has been taught such.
+
+    Errors: NextileError for a text without such a token, and for one longer than the model reads.
+    """
     tokenizer, spec = pretrained.tokenizer, pretrained.spec
     ids = [token for token in tokenizer.encode(text) if token != tokenizer.unknown_id or tokenizer.kind == "other"]
     if not ids:
         raise NextileError(f"{text!r} has no token that the model knows: give another text")
-    ids = bounded(ids, tokenizer, spec.context)
-    check_ids([ids], vocab_of(spec), "text")
-    return ids
+    return bounded(ids, tokenizer, spec.context)

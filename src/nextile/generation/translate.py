@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nextile.base.errors import UsageError
-from nextile.generation.beam import Beams, Hypothesis, beam_search
+from nextile.generation.beam import Beams, Hypothesis, beam_rounds, last
 from nextile.generation.complete import Pretrained
 from nextile.generation.decode import Reason, SourceReader, evaluating
 from nextile.nn import specs
@@ -62,7 +62,7 @@ def translation_limit(source_tokens: int, context: int, max_tokens: int | None =
     return max(1, min(wanted, context - 1))
 
 
-def _not_written(tokenizer: Tokenizer, spec: specs.EncoderDecoder) -> set[int]:
+def not_written(tokenizer: Tokenizer, spec: specs.EncoderDecoder) -> set[int]:
     """Padding and the token that every target begins with, which in some models is the end token."""
     return {spec.start, tokenizer.end_id if tokenizer.pad_id is None else tokenizer.pad_id} - {tokenizer.end_id}
 
@@ -86,6 +86,19 @@ def translate(
     is translated. Errors: UsageError for a model that is no translator and for counts out of bounds; NextileError for
     a tokenizer of another model and when the model predicts NaN.
     """
+    return last(translating(pretrained, sources, beams, n=n, max_tokens=max_tokens, batch=batch))
+
+
+def translating(
+    pretrained: Translator,
+    sources: Sequence[str],
+    beams: Beams | None = None,
+    *,
+    n: int = 1,
+    max_tokens: int | None = None,
+    batch: int = 32,
+) -> Generator[object, None, list[list[Translation]]]:
+    """`translate` round by round of its beams, so that others may have their turn between them."""
     _check(pretrained, max_tokens)
     ids = [source_ids(pretrained.tokenizer, source) for source in sources]
     written = [number for number, source in enumerate(sources) if source.strip()]
@@ -93,7 +106,8 @@ def translate(
     found = {number: [Translation(source, "", [], 0.0, 0.0, "end")] for number, source in enumerate(sources)}
     for start in range(0, len(by_length), batch):
         numbers = by_length[start : start + batch]
-        texts = _together(pretrained, [ids[number] for number in numbers], beams or Beams(), n, max_tokens)
+        some = [ids[number] for number in numbers]
+        texts = yield from _together(pretrained, some, beams or Beams(), n, max_tokens)
         for number, best in zip(numbers, texts, strict=True):
             found[number] = [_translation(pretrained, sources[number], len(ids[number]), text) for text in best]
     return [found[number] for number in range(len(sources))]
@@ -109,16 +123,16 @@ def _check(pretrained: Translator, max_tokens: int | None) -> None:
 
 def _together(
     pretrained: Translator, ids: list[list[int]], beams: Beams, n: int, max_tokens: int | None
-) -> list[list[Hypothesis]]:
+) -> Generator[object, None, list[list[Hypothesis]]]:
     """The n best targets of each source, all in one batch."""
     model, spec, tokenizer = pretrained.model, pretrained.spec, pretrained.tokenizer
     read = [_cut(source, spec.context) for source in ids]
     limits = [translation_limit(len(source), spec.context, max_tokens) for source in read]
     with evaluating(model):
-        return beam_search(
+        return (yield from beam_rounds(
             SourceReader(model, read, capacity=max(limits)), [[spec.start]] * len(read), beams,
-            limits=limits, end_ids={tokenizer.end_id}, never=_not_written(tokenizer, spec), n=n,
-        )  # fmt: skip
+            limits=limits, end_ids={tokenizer.end_id}, never=not_written(tokenizer, spec), n=n,
+        ))  # fmt: skip
 
 
 def _translation(pretrained: Translator, source: str, source_tokens: int, found: Hypothesis) -> Translation:

@@ -74,12 +74,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _refuse_too_many(image: Image, name: str) -> None:
+def _refuse_too_many(image: Image, name: str, most: int) -> None:
     """Only the header has been read so far, and nothing been allocated."""
-    if image.width * image.height > MOST_PIXELS:
-        raise NextileError(
-            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,}: scale it down"
-        )
+    if image.width * image.height > most:
+        raise NextileError(f"{name} has {image.width:,} x {image.height:,} pixels, more than {most:,}: scale it down")
 
 
 # --- any picture as red, green and blue ----------------------------------------------------------------------------
@@ -118,18 +116,20 @@ def _turn(image: Image) -> str | None:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_image(source: Path | bytes, name: str | None = None) -> Image:
+def read_image(source: Path | bytes, name: str | None = None, most: int | None = None) -> Image:
     """The picture in a file, or in a file's bytes, as a PIL image in RGB: upright, over white, an animation's first.
 
-    `name` is what an error calls it. PIL's warnings are silenced meanwhile, for the whole process.
-    Errors: NextileError for what cannot be read, is no picture, is cut off or broken, or has over MOST_PIXELS pixels.
+    `name` is what an error calls it; most: pixels, at the highest MOST_PIXELS. PIL's warnings are silenced meanwhile,
+    for the whole process. Errors: NextileError for what cannot be read, is no picture, is cut off or broken, or has
+    more pixels.
     """
     _require_pillow()
+    most = MOST_PIXELS if most is None else min(most, MOST_PIXELS)
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), repr(name) if name else "the picture")
+        return _read(io.BytesIO(source), repr(name) if name else "the picture", most)
     called = repr(name or str(source))
     with _opened(source, called) as file:
-        return _read(file, called)
+        return _read(file, called, most)
 
 
 @contextmanager
@@ -145,13 +145,13 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _read(file: IO[bytes], name: str) -> Image:
+def _read(file: IO[bytes], name: str, most: int) -> Image:
     from PIL import Image
 
     with _explained(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PIL warns of is refused here, or spoils no pixel
         with Image.open(file, formats=_FORMATS) as image:
-            _refuse_too_many(image, name)
+            _refuse_too_many(image, name, most)
             image.load()
             turn = _turn(image)
             flat = _flat(image)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextile.nn import specs
-from nextile.nn.cache import KeyValues, Slot
+from nextile.nn.cache import Attend, KeyValues, Slot
 from nextile.nn.convolution import ShortConvolution
 from nextile.nn.dropout import dropout
 from nextile.nn.linear import Linear
@@ -135,12 +135,17 @@ class MultiHeadAttention(nn.Module):
             return make_norm(spec.qk_norm, self.head_width)
         return OverHeads(make_norm(spec.qk_norm, heads * self.head_width))
 
-    def weigh(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False) -> Tensor:
-        """Attend, join the heads, mix them by the output matrix: (B, T, D)."""
+    def weigh(
+        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False,
+        attend: Attend | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attend (None: as is fastest here), join the heads, mix them by the output matrix: (B, T, D)."""
         k, v = k.to(q.dtype), v.to(q.dtype)
         share = self.dropout if self.training else 0.0
         rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": share, "cap": self.soft_cap}
-        if any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
+        if attend is not None:
+            z = attend(q, k, v, **rule)
+        elif any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
             z, scores, weights = explicit_attention(q, k, v, **rule)
             named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": z}
             for what, value in named.items():
@@ -174,9 +179,11 @@ class SelfAttention(MultiHeadAttention):
             v = v + self._split(self.value_embedding(place.ids), self.kv_heads).to(v.dtype)
         if place.rotate is not None:
             q, k = place.rotate(q), place.rotate(k)
+        attend = None
         if kept is not None and place.slot is not None:
             k, v = kept.write(k, v, place.slot)
-        return self.weigh(q, k, v, bias=place.bias, causal=place.causal)
+            attend = kept.attend(place.slot)
+        return self.weigh(q, k, v, bias=place.bias, causal=place.causal, attend=attend)
 
 
 class CrossAttention(MultiHeadAttention):

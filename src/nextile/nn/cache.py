@@ -7,12 +7,15 @@ right: the padding is written beyond the row's length, where it is hidden and th
 begin alike, as beams do, may share a row: `Branches`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nextile.base.errors import NextileError
+
+Attend = Callable[..., Tensor]  # (q, k, v, bias=, causal=, scale=, share=, cap=) -> what `fast_attention` does
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class KeyValues:
         """Put (B, T, D) new ones in their slot; all that is to be looked at, (B, S, D)."""
         assert self.inputs is not None
         return self._write(self.inputs, x[:, None], slot)[:, 0]
+
+    def attend(self, slot: Slot) -> Attend | None:
+        """What weighs the keys and values that `write` returns, where they do not lie in one piece."""
+        return None
 
     @staticmethod
     def _write(kept: Tensor, new: Tensor, slot: Slot) -> Tensor:
@@ -196,6 +203,10 @@ class Cache:
             self.lengths += count
             self._longest += count
 
+    def forget(self, count: int) -> None:
+        """Take the last `count` tokens of every row for unread: what is written of them is hidden, then overwritten."""
+        self.advance(-count)
+
     def select(self, rows: Tensor, each: int = 1) -> None:
         """Row i becomes what row rows[i] was: for beams, and to drop rows that are done.
 
@@ -235,12 +246,21 @@ class Cache:
 
 
 class StaticCache(Cache):
-    """A cache for a compiled step: shapes never change, every key is looked at, what is not written yet is hidden."""
+    """A cache for a compiled step: shapes never change, and what is not written yet is hidden.
+
+    span: how many keys are looked at, of whatever row; all when None.
+    """
+
+    def __init__(
+        self, layers: list[KeyValues], lengths: Tensor, memory: Memory | None = None, *, span: int | None = None
+    ):
+        super().__init__(layers, lengths, memory)
+        self.span = span
 
     def slot(self, count: int) -> Slot:
         """As in `Cache`, but without a question that Python must answer anew at each step."""
         steps = torch.arange(count, device=self.lengths.device)
-        return Slot(self.lengths[:, None] + steps, None, self.capacity)
+        return Slot(self.lengths[:, None] + steps, None, self.capacity if self.span is None else self.span)
 
     def advance(self, count: int | Tensor) -> None:
         """Count the tokens just written."""

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError
+from nextile.nn.attention import capped
 from nextile.nn.feedforward import Stacked
+from nextile.nn.linear import held, one_row, reads_one_row
 
 Unpack = Callable[..., Tensor]
 
@@ -60,6 +62,11 @@ def unpack8(codes: Tensor, scale: Tensor, offset: None, inputs: int, dtype: torc
     return (codes * scale).to(dtype)
 
 
+def row8(x: Tensor, codes: Tensor, scale: Tensor, offset: None, inputs: int) -> Tensor:
+    """The products of a single row x (1, ..., I) with what `pack8` took, float32 (O,): codes alone are read."""
+    return one_row(x, codes) * scale[:, 0]
+
+
 def pack4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """(O, I) -> codes (O, G, N / 2), two a byte, scale and offset (O, G, 1), bfloat16; a last group may be filled up.
 
@@ -80,6 +87,15 @@ def unpack4(codes: Tensor, scale: Tensor, offset: Tensor, inputs: int, dtype: to
     apart = torch.cat((codes & 15, codes >> 4), -1)  # (O, G, N): the first half of a group lies in the low bits
     wide = torch.promote_types(scale.dtype, torch.float32)
     return (apart.to(wide) * scale.to(wide) + offset.to(wide)).flatten(1)[:, :inputs].to(dtype)
+
+
+def row4(x: Tensor, codes: Tensor, scale: Tensor, offset: Tensor, inputs: int) -> Tensor:
+    """As `row8`, of what `pack4` took."""
+    _, groups, half = codes.shape
+    row = held(F.pad(x.reshape(-1).float(), (0, groups * 2 * half - inputs))).view(groups, 2, half)
+    wide, start = scale.float(), offset.float()
+    low, high = (codes & 15).float() * wide + start, (codes >> 4).float() * wide + start  # (O, G, N / 2)
+    return (low * row[:, 0] + high * row[:, 1]).sum((1, 2))
 
 
 def _best_grid(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,6 +152,7 @@ class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b of a packed W, which lies in buffers; how it is packed differs by subclass."""
 
     unpack: ClassVar[Unpack]
+    row: ClassVar[Unpack]
 
     def __init__(self, linear: nn.Linear, codes: Tensor, scale: Tensor, offset: Tensor | None = None):
         super().__init__()
@@ -150,7 +167,13 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return _unpacked_again(self._product, x)
+        return self._single(x) if reads_one_row(x) else _unpacked_again(self._product, x)
+
+    def _single(self, x: Tensor) -> Tensor:
+        """The product of a compiled step, which never holds the numbers."""
+        y = type(self).row(x, self.codes, self.scale, self.offset, self.in_features)
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
     def _product(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -160,7 +183,7 @@ class QuantizedLinear(nn.Module):
 class Int8Linear(QuantizedLinear):
     """`Int8`."""
 
-    unpack = staticmethod(unpack8)
+    unpack, row = staticmethod(unpack8), staticmethod(row8)
 
     def __init__(self, linear: nn.Linear, kind: Int8):
         super().__init__(linear, *pack8(linear.weight.detach()))
@@ -169,7 +192,7 @@ class Int8Linear(QuantizedLinear):
 class Int4Linear(QuantizedLinear):
     """`Int4`."""
 
-    unpack = staticmethod(unpack4)
+    unpack, row = staticmethod(unpack4), staticmethod(row4)
 
     def __init__(self, linear: nn.Linear, kind: Int4):
         super().__init__(linear, *pack4(linear.weight.detach(), kind.group))
@@ -254,6 +277,33 @@ def quantize(model: nn.Module, kind: Int8 | Int4) -> list[str]:
         packed = STACKED_MODULES[type(kind)] if isinstance(layer, Stacked) else MODULES[type(kind)]
         replace(model, path, packed(layer, kind))  # type: ignore[arg-type]
     return list(found)
+
+
+class PackedHead(nn.Module):
+    """A head whose matrix is read in 8 bits, scaled row by row; a tied embedding stays as it is."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+        codes, scale = pack8(cast(Any, head).weight.detach())
+        self.codes, self.scale = nn.Buffer(codes, persistent=False), nn.Buffer(scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        x, weight, bias, cap = cast(Any, self.head).product(x)
+        if reads_one_row(x):
+            scores = row8(x, self.codes, self.scale, None, weight.shape[1]).to(x.dtype).reshape(*x.shape[:-1], -1)
+        else:
+            scores = F.linear(x, unpack8(self.codes, self.scale, None, weight.shape[1], x.dtype))
+        return capped(scores if bias is None else scores + bias.to(x.dtype), cap)
+
+
+def pack_head(model: nn.Module) -> None:
+    """Have a model write by a head in 8 bits as well, in place: a quarter of GPT-2's bytes at each token.
+
+    For writing alone: scores are off by what `Int8` is off, and no folder keeps it.
+    """
+    replace(model, "head", PackedHead(model.get_submodule("head")))
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:

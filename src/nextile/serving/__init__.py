@@ -1,0 +1,1 @@
+"""Floor 9: a model for many at once, over HTTP."""
