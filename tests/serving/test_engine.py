@@ -729,6 +729,34 @@ def failing(monkeypatch, action):
     return model
 
 
+def test_a_round_that_goes_wrong_ends_its_texts_and_no_others(monkeypatch):
+    errors = [RuntimeError("too large"), RuntimeError("too large again")]
+    engine = Engine(failing(monkeypatch, lambda: errors and (_ for _ in ()).throw(errors.pop(0))), rows=1)
+    gate, told = Gate(engine), [Told() for _ in range(3)]
+    for tell in told:
+        engine.submit(Request([1], GREEDY, 3), tell)
+    gate.open.set()
+    for tell, message in zip(told, ("too large", "too large again"), strict=False):
+        with pytest.raises(RuntimeError, match=message):
+            tell.tokens()
+    assert len(told[2].tokens()) == 3
+    assert engine.alive
+    assert engine.statistics().pages_used == 0
+    engine.close()
+
+
+@torch.no_grad()
+def test_texts_that_have_all_their_pages_hold_nobody_up(model):
+    batch = batch_of(model, rows=3, tokens=3 * CONTEXT, page=8)
+    texts, _ = add(batch, *[Request([first, *SYSTEM, *SYSTEM], GREEDY, 10_000) for first in range(2)])
+    while any(len(text.pages) * 8 < CONTEXT for text in texts):
+        batch.round()
+    third, _ = add(batch, Request((SYSTEM * 3)[:CONTEXT], GREEDY, 10_000))
+    batch.round()
+    assert third[0] in batch.active
+    assert len(batch.active) == 3
+
+
 def test_an_exception_in_the_thread_fails_all_and_the_engine_is_dead(monkeypatch):
     def fail():
         raise RuntimeError("the device is gone")

@@ -214,6 +214,7 @@ def is_compiled(model: Any, batch: int, capacity: int) -> bool:
     return (batch, capacity, torch.get_num_threads()) in _steps(model)
 
 
+@torch.no_grad()
 def compiled_step(model: Any, batch: int, capacity: int) -> Step:
     """The model's step for so many rows and tokens, compiled at the first call and kept as long as the model is."""
     steps, key = _steps(model), (batch, capacity, torch.get_num_threads())
@@ -231,7 +232,6 @@ def compile_beside(model: Any, batch: int, capacity: int) -> Callable[[], bool]:
     threads = torch.get_num_threads()
     _steps(model)  # lays the weights out before anyone else reads them
 
-    @torch.no_grad()
     def work() -> None:
         torch.set_num_threads(threads)  # a thread begins with as many as there are processors
         with suppress(Exception):  # nobody waits for it: what cannot be compiled is read as before

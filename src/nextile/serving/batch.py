@@ -196,6 +196,11 @@ class Batch:
         if any(text.cancelled for text in self.waiting):
             self.waiting = deque(text for text in self.waiting if not text.cancelled)
 
+    def fail(self, error: BaseException) -> None:
+        """End the texts that are being written: a round of theirs went wrong."""
+        for text in list(self.active):
+            self._end(text, error)
+
     def __len__(self) -> int:
         return len(self.active) + len(self.waiting)
 
@@ -224,7 +229,7 @@ class Batch:
             text = self.waiting[0]
             self._reuse(text)
             needed = self._pages_to_read(text)
-            growth = len(self.active)  # a page for each, so that not the next round puts someone back
+            growth = sum(map(self._may_grow, self.active))  # a page for each, so that not the next round puts one back
             if self.active and promised + needed + growth > pages.available:
                 pages.release(text.pages)
                 text.forget()
@@ -232,6 +237,11 @@ class Batch:
             promised += needed
             self.active.append(self.waiting.popleft())
             self.active.sort(key=lambda text: text.number)
+
+    def _may_grow(self, text: Text) -> bool:
+        """Whether a text may come to need a page that it has not."""
+        longest = len(text.row.window) + text.request.max_tokens - text.row.count - 1  # the last is never read
+        return min(self.model.spec.context, longest) > len(text.pages) * self.page
 
     def _pages_to_read(self, text: Text) -> int:
         return max(0, -(-len(text.row.window) // self.page) - len(text.pages))

@@ -31,6 +31,7 @@ __all__ = ["Engine", "Full", "Request", "Statistics", "Ticket"]
 GRACE = 1.5  # seconds in which nobody asks whether a step is stuck
 LOOK = 0.2  # seconds in which a thread that works must use the processor
 PATIENCE = 60.0  # seconds that a single step may take at most
+FAILURES = 3  # rounds that go wrong one after the other, and the engine has failed
 
 T = TypeVar("T")
 
@@ -175,6 +176,7 @@ class Engine:
         self._jobs: deque[Job] = deque()
         self._closing, self._deadline = False, float("inf")
         self._error: BaseException | None = None
+        self._failed = 0  # rounds, one after the other
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._live, name="nextile engine", daemon=True)
         self._pulse = Pulse(self._thread)
@@ -299,9 +301,20 @@ class Engine:
                 self._batch.add(text)
             self._batch.drop_cancelled()
             if len(self._batch):
-                self._batch.round()
+                self._round(self._batch)
         self._pulse.beat()
         self._job()
+
+    def _round(self, batch: Batch) -> None:
+        """What goes wrong ends the texts of its round; again and again, it is not for the texts, and ends the engine."""
+        try:
+            batch.round()
+            self._failed = 0
+        except Exception as error:
+            self._failed += 1
+            if self._failed == FAILURES:
+                raise
+            batch.fail(error)
 
     def _job(self) -> None:
         """A piece of the job whose turn it is."""
