@@ -134,6 +134,13 @@ def test_a_model_that_is_not_there_is_an_error_and_frees_the_port(nextile_serve,
     assert err.splitlines()[-1].startswith("nextile: ")
 
 
+def test_compiling_without_a_compiler_is_an_error_in_one_line(nextile_serve, folder, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, err = nextile_serve(folder, "--compile")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--compile needs a C++ compiler (CXX, else g++)" in err
+
+
 def test_without_the_libraries_it_says_what_to_install(nextile_serve, folder, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("nextile.serving")]:
         monkeypatch.delitem(sys.modules, name)

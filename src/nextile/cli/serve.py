@@ -38,6 +38,9 @@ Memory = Annotated[
     float | None,
     typer.Option(metavar="GB", parser=number, help="For keys and values. [default: by the model and the machine]"),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Write a text that is alone by a compiled step, as soon as there is one.")
+]
 Drain = Annotated[
     float, typer.Option(metavar="S", parser=number, help="Seconds that what runs has when it is stopped.")
 ]
@@ -53,6 +56,7 @@ def serve(
     rows: Rows = 32,
     queue: Queue = 256,
     memory: Memory = None,
+    compile: Compile = False,
     drain: Drain = 30.0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -69,18 +73,22 @@ def serve(
             raise NextileError(f"serving needs {error.name}: pip install 'nextile[serve]'") from error
         raise
     from nextile import api
+    from nextile.base.device import has_compiler
     from nextile.serving.engine import Engine
     from nextile.tasks.report import choose
 
     if api_key is None and not allow_anyone and not run.is_loopback(host):
         raise UsageError(f"other machines can reach {host}: give an --api-key, or say --allow-anyone")
+    if compile and not has_compiler():
+        raise UsageError("--compile needs a C++ compiler (CXX, else g++) and the headers of this Python: leave it out")
     report = choose()
     with run.bind(host, port) as bound:
         report.say(f"loading {model}")
         loaded = api.load(model, device=device, dtype=dtype)
         called = name or Path(model).expanduser().resolve().name
         settings = http.ServerSettings(name=called, key=api_key, hosts=run.allowed_hosts(host))
-        engine = Engine(loaded.model, rows=rows, queue=queue, memory=None if memory is None else int(memory * 1e9))
+        room = None if memory is None else int(memory * 1e9)
+        engine = Engine(loaded.model, rows=rows, queue=queue, memory=room, compiled=compile)
         address = run.address_of(bound)
         run.serve(
             loaded, engine, settings, bound, drain=drain, ready=lambda: report.say(f"serving {called} at {address}")
