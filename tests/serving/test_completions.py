@@ -146,7 +146,7 @@ def test_a_stream_has_no_usage_unless_asked(lm):
 
 def test_a_stream_comes_as_it_is_written(lm):
     connection = lm.connection()
-    body = b'{"prompt": "a", "stream": true, "max_tokens": 3000}'
+    body = b'{"prompt": "a", "stream": true, "max_tokens": 3000, "min_tokens": 3000}'
     connection.request("POST", PATH, body, {"content-type": "application/json"})
     response = connection.getresponse()
     assert response.readline().startswith(b"data: ")

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,7 +214,8 @@ def _first_names(sources: Sequence[str]) -> set[str]:
     if len(sources) != 1 or not sources[0].lower().endswith(LINE_SUFFIXES) or not os.path.isfile(sources[0]):
         return set()
     try:
-        first = next((line for line in lines(Path(sources[0])) if line.strip()), "{}")
+        with closing(lines(Path(sources[0]))) as read:
+            first = next((line for line in read if line.strip()), "{}")
         value = parsed(first, "")
     except NextileError:
         return set()
@@ -250,10 +252,11 @@ def _open(
 
 def _records(path: Path, read: Callable[[Any, str], Record]) -> Iterator[Record]:
     """What the lines say; empty ones are skipped."""
-    for number, line in enumerate(lines(path, ONE_A_LINE), start=1):
-        if line.strip():
-            place = f"line {number} of '{path}'"
-            yield read(parsed(line, place), place)
+    with closing(lines(path, ONE_A_LINE)) as found:
+        for number, line in enumerate(found, start=1):
+            if line.strip():
+                place = f"line {number} of '{path}'"
+                yield read(parsed(line, place), place)
 
 
 def _survey(name: str, read: Callable[[], Iterator[Record]], builtin: bool = False) -> Records[Record]:

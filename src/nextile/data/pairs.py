@@ -11,7 +11,8 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +68,11 @@ class PairCorpus:
 # --- lines ---------------------------------------------------------------------------------------------------------
 
 
-def lines(path: Path, remedy: str = "give one sentence a line") -> Iterator[str]:
-    """The lines of a file without their ends. Errors: NextileError with the number of a line that is no text."""
+def lines(path: Path, remedy: str = "give one sentence a line") -> Generator[str, None, None]:
+    """The lines of a file without their ends; close it where it is not read to the end.
+
+    Errors: NextileError with the number of a line that is no text.
+    """
     offset = 0
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
@@ -91,28 +95,30 @@ def _text(line: bytes, place: str, remedy: str) -> str:
 
 def _table(path: Path) -> Iterator[Pair]:
     """Both sides of a .tsv, line by line."""
-    for number, line in enumerate(lines(path), start=1):
-        columns = line.split("\t") if line.strip() else ["", ""]
-        if len(columns) != 2:
-            found = f"{len(columns)} column{'s' * (len(columns) > 1)}"
-            raise NextileError(
-                f"line {number} of '{path}' has {found} instead of 2: write the source, one tab, and its translation"
-            )
-        yield columns[0], columns[1]
+    with closing(lines(path)) as read:
+        for number, line in enumerate(read, start=1):
+            columns = line.split("\t") if line.strip() else ["", ""]
+            if len(columns) != 2:
+                found = f"{len(columns)} column{'s' * (len(columns) > 1)}"
+                raise NextileError(
+                    f"line {number} of '{path}' has {found} instead of 2: "
+                    "write the source, one tab, and its translation"
+                )
+            yield columns[0], columns[1]
 
 
 def _aligned(left: Path, right: Path) -> Iterator[Pair]:
     """Line by line the left file's and the right one's."""
-    sides = lines(left), lines(right)
-    for number, (source, target) in enumerate(itertools.zip_longest(*sides), start=1):
-        if source is None or target is None:
-            rest = sum(1 for side in sides for _ in side)  # the other has none left
-            short, long = (left, right) if source is None else (right, left)
-            raise NextileError(
-                f"'{long}' has {number + rest:,} lines and '{short}' {number - 1:,}: it lacks line {number:,}; "
-                "give files in which the same lines say the same"
-            )
-        yield source, target
+    with closing(lines(left)) as sources, closing(lines(right)) as targets:
+        for number, (source, target) in enumerate(itertools.zip_longest(sources, targets), start=1):
+            if source is None or target is None:
+                rest = sum(1 for side in (sources, targets) for _ in side)  # the other has none left
+                short, long = (left, right) if source is None else (right, left)
+                raise NextileError(
+                    f"'{long}' has {number + rest:,} lines and '{short}' {number - 1:,}: it lacks line {number:,}; "
+                    "give files in which the same lines say the same"
+                )
+            yield source, target
 
 
 def _paired(pairs: Iterable[Pair], source_path: Path, target_path: Path) -> Iterator[Pair]:
