@@ -306,7 +306,7 @@ class Engine:
         self._job()
 
     def _round(self, batch: Batch) -> None:
-        """What goes wrong ends the texts of its round; again and again, it is not for the texts, and ends the engine."""
+        """What goes wrong ends the texts of its round; again and again it is not for the texts, and ends the engine."""
         try:
             batch.round()
             self._failed = 0
