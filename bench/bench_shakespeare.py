@@ -228,8 +228,8 @@ def picture(results: Sequence[Result]) -> bytes:
             *zip(*result.line, strict=True), color=named[name], linewidth=1.4, alpha=0.8, marker="o", markersize=3
         )
     axes.axhline(1.4697, color="#98a2b3", linewidth=0.8, linestyle=":")
-    axes.annotate("nanoGPT's figure on an A100", (1, 1.4697), (0, 3), axes.get_yaxis_transform(), "offset points",
-                  color="#667085", fontsize=8, ha="right")  # fmt: skip
+    axes.annotate("nanoGPT's figure on an A100", (0, 1.4697), (2, 3), axes.get_yaxis_transform(), "offset points",
+                  color="#667085", fontsize=8)  # fmt: skip
     axes.set(xscale="log", ylim=(None, 2.7), xlabel="seconds of training on this CPU", ylabel="nats per character")
     axes.set_title("Tiny Shakespeare, validation", loc="left", fontweight="bold")
     axes.grid(axis="y", color="#e8ebf0")
