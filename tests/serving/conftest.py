@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nextile.serving.engine import Engine
 
 from nextile.api import Model
 from nextile.images.processor import Normaliser, Palette
 from nextile.models.build import build
 from nextile.models.families import compact, gpt2, imagegpt
 from nextile.nn import specs
+from nextile.serving.engine import Engine
 from nextile.serving.guard import Guard
 from nextile.serving.http import ServerSettings, create_app
 from nextile.serving.run import Server, bind
