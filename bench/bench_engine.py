@@ -30,11 +30,10 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from bench_generation import pair
 
-from nextile.checkpoint.convert import write
 from nextile.generation.decode import decode
 from nextile.generation.sample import Sampling
-from nextile.models.build import build
 from nextile.models.families import gpt2
 from nextile.serving.engine import Engine, Request
 
@@ -64,22 +63,6 @@ def workload(count: int, seed: int = 0) -> list[Asked]:
         return Asked([drawn.randrange(50_257) for _ in range(length)], tokens)
 
     return [one() for _ in range(count)]
-
-
-def pair(spec, dtype: torch.dtype) -> tuple[torch.nn.Module, transformers.GPT2LMHeadModel]:
-    """Our model and theirs with the same random weights, spread so that greedy tokens do not hang on rounding."""
-    ours = build(spec, seed=0).eval()
-    config = transformers.GPT2Config(**gpt2.to_config(spec), bos_token_id=0, eos_token_id=None, pad_token_id=0)
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in ours.named_parameters():
-            if parameter.dim() > 1 and not name.startswith("embed"):
-                parameter.mul_(3.0)
-    missing, unexpected = theirs.load_state_dict(write(gpt2.key_map(spec), dict(ours.state_dict())), strict=False)
-    assert missing == ["lm_head.weight"], missing  # tied
-    assert not unexpected, unexpected
-    theirs.tie_weights()
-    return ours.to(dtype), theirs.to(dtype)
 
 
 # --- the two ----------------------------------------------------------------------------------------------------------
@@ -171,7 +154,7 @@ def first_tokens(model: torch.nn.Module, work: Sequence[Asked], every: float) ->
 
 def compare(name: str, dtype: torch.dtype, count: int, batch: int) -> None:
     """The rows of the table of one size and dtype."""
-    ours, theirs = pair(SIZES[name](), dtype)
+    ours, theirs = (model.to(dtype) for model in pair(SIZES[name]()))
     work = workload(count)
     useful = sum(asked.tokens for asked in work)
     static_batch(theirs, work[:2])
@@ -201,7 +184,7 @@ def compare(name: str, dtype: torch.dtype, count: int, batch: int) -> None:
 
 def two_hundred() -> None:
     """200 at once, of the smaller model."""
-    model, _ = pair(SIZES["6x384"](), torch.float32)
+    model, _ = pair(SIZES["6x384"]())
     work = [Asked(asked.prompt[:64], min(asked.tokens, 24)) for asked in workload(200, seed=2)]
     engine = engine_of(model, rows=200)
     seconds, told = time.perf_counter(), [ask(engine, asked) for asked in work]

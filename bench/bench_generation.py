@@ -40,9 +40,8 @@ SIZES: dict[str, dict[str, int]] = {
 Generate = Callable[[list[int], int], list[int]]
 
 
-def pair(size: str) -> tuple[torch.nn.Module, transformers.GPT2LMHeadModel]:
+def pair(spec: Any) -> tuple[torch.nn.Module, transformers.GPT2LMHeadModel]:
     """Our model and theirs with the same random weights, spread so that greedy tokens do not hang on rounding."""
-    spec = gpt2.spec(**SIZES[size])
     ours = build(spec, seed=0).eval()
     config = transformers.GPT2Config(**gpt2.to_config(spec), bos_token_id=0, eos_token_id=None, pad_token_id=0)
     theirs = transformers.GPT2LMHeadModel(config).eval()
@@ -141,7 +140,7 @@ def check_same(ways: dict[str, Generate], tokens: int, vocab: int) -> None:
 
 def measure(size: str, rounds: int, tokens: int) -> None:
     """The table of a size."""
-    ours, theirs = pair(size)
+    ours, theirs = pair(gpt2.spec(**SIZES[size]))
     vocab = SIZES[size].get("vocab", 50_257)
     narrow, theirs_narrow = deepcopy(ours).to(torch.bfloat16), deepcopy(theirs).to(torch.bfloat16)
     models = {
@@ -180,7 +179,7 @@ def ratio(values: list[float], bases: list[float]) -> float:
 
 def measure_drafts(rounds: int, tokens: int) -> None:
     """Speculation beside plain decoding: drafts that are right, wrong, and the text itself."""
-    ours, _ = pair("124M")
+    ours, _ = pair(gpt2.spec(**SIZES["124M"]))
     vocab = 50_257
     small = build(gpt2.spec(vocab=vocab, width=128, depth=1, heads=2), seed=1).eval()
     repeating = deepcopy(ours)

@@ -189,9 +189,12 @@ def test_a_store_falls_apart_where_a_document_begins(tmp_path, fraction, shard_t
     every = store[:]
     head, end = halves(store, fraction, most=10**6)
     assert (head.start, head.stop, end.stop) == (0, end.start, len(store))
-    assert every[end.start - 1] == store.end_id  # and no sooner than asked
-    assert store.end_id not in every[len(store) - max(1, int(len(store) * fraction)) : end.start - 1]
-    assert (head.documents + end.documents, head.text_bytes + end.text_bytes) == (store.documents, store.text_bytes)
+    asked = len(store) - int(len(store) * fraction)
+    half = asked + (len(store) - asked) // 2
+    begins = [place for place in range(asked, half + 1) if every[place - 1] == store.end_id]
+    assert end.start == (begins[0] if begins else asked)
+    cut = every[end.start - 1] != store.end_id  # a document that is cut counts on both sides
+    assert (head.documents + end.documents, head.text_bytes + end.text_bytes) == (store.documents + cut, 77)
     for name, stretch in (("head", head), ("end", end)):
         write_stretch(tmp_path / name, store, stretch)
         part, wanted = open_store(tmp_path / name), every[stretch.start : stretch.stop]
@@ -201,7 +204,7 @@ def test_a_store_falls_apart_where_a_document_begins(tmp_path, fraction, shard_t
         assert np.array_equal(part[-2:], wanted[-2:])
         assert np.array_equal(part.take(np.arange(len(wanted))), wanted)
         assert np.array_equal(part.ends(), np.flatnonzero(wanted == store.end_id))
-        assert part.documents == len(part.ends())
+        assert part.documents == len(part.ends()) + (wanted[-1] != store.end_id)
         assert not list((tmp_path / name).glob("*.bin"))  # nothing was copied
 
 
@@ -210,6 +213,19 @@ def test_no_more_is_held_out_than_allowed_and_one_document_is_cut(tmp_path):
     head, end = halves(store, 0.5, most=10)
     assert end.stop - end.start == 10
     assert (head.documents, end.documents) == (1, 1)
+
+
+def test_a_document_that_begins_near_the_end_does_not_leave_next_to_nothing(tmp_path):
+    store = write(tmp_path / "whole", [np.arange(1, 97) % 7 + 1, np.array([1, 2])])
+    head, end = halves(store, 0.5, most=10**6)
+    assert end.stop - end.start == len(store) // 2
+    assert (head.documents, end.documents) == (1, 2)
+
+
+def test_a_part_of_a_part_is_refused_and_goes_round_nowhere(tmp_path):
+    store = write(tmp_path / "whole")
+    write_stretch(tmp_path / "part", store, store.stretch.model_copy(update={"store": str(tmp_path / "part")}))
+    assert "are not where they were" in problem(tmp_path / "part")
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,8 @@ def _write_shard(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> S
 def halves(store: TokenStore, fraction: float, most: int) -> tuple[Stretch, Stretch]:
     """All but the end of a store, and its end: about `fraction` of its tokens, `most` of them at most.
 
-    The end begins with a document where one begins there; a document that is cut counts on both sides. The bytes of
-    text are shared out by the number of tokens, as nobody reads them here.
+    The end begins with a document where one begins in its first half; a document that is cut counts on both sides. The
+    bytes of text are shared out by the number of tokens, as nobody reads them here.
     """
     cut = len(store) - max(1, min(int(len(store) * fraction), most))
     cut = _next_document(store, cut)
@@ -221,9 +221,10 @@ def halves(store: TokenStore, fraction: float, most: int) -> tuple[Stretch, Stre
 
 
 def _next_document(store: TokenStore, place: int) -> int:
-    """Where the first document at or behind a place begins; the place itself when there is none."""
-    for start in range(max(0, place - 1), len(store) - 1, BLOCK):
-        found = np.flatnonzero(store[start : min(start + BLOCK, len(store) - 1)] == store.end_id)
+    """Where the first document at or behind a place begins; the place itself when half of the rest holds no begin."""
+    last = place + (len(store) - place) // 2
+    for start in range(max(0, place - 1), last, BLOCK):
+        found = np.flatnonzero(store[start : min(start + BLOCK, last)] == store.end_id)
         if len(found):
             return start + int(found[0]) + 1
     return place
@@ -266,8 +267,10 @@ def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
     Errors: NextileError when it is no store, is of another version, or a file is missing, truncated or changed.
     """
     folder = Path(folder)
-    if (folder / STRETCH).exists():
-        return _open_stretch(folder, verify)
+    return _open_stretch(folder, verify) if (folder / STRETCH).exists() else _open_whole(folder, verify)
+
+
+def _open_whole(folder: Path, verify: bool) -> TokenStore:
     index = _read_index(folder)
     for shard in index.shards:
         _check_shard(folder, shard, DTYPES[index.dtype].itemsize, verify)
@@ -293,7 +296,7 @@ def _open_stretch(folder: Path, verify: bool) -> TokenStore:
     except (NextileError, OSError, ValidationError) as error:
         raise NextileError(f"'{folder / STRETCH}' is broken: {again}") from error
     try:
-        store = open_store(stretch.store, verify)
+        store = _open_whole(Path(stretch.store), verify)  # and no stretch of a stretch, which might go round
     except NextileError as error:
         raise NextileError(f"the tokens of '{folder}' are not where they were: {error}") from error
     if not stretch.start < stretch.stop <= len(store):
