@@ -1,10 +1,18 @@
-"""y = x Wᵀ + b, with a form of its own for the single row of a decoding step."""
+"""y = x Wᵀ + b, with forms of their own for the single row of a decoding step, and for some rows of several texts."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
+
+from nextile.base.device import memory_available
 
 TOGETHER = 4  # rows of codes that are read side by side: each number of x is then fetched once for all of them
 
@@ -46,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], -1)
     if _is_plain(x, weight) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, _as_packed(weight), bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
@@ -61,6 +69,77 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
     if not (type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)):
         return False
     return x.dtype == weight.dtype == torch.float32 and x.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+# --- weights that are held a second time ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Pack:
+    """A matrix as oneDNN's products read it, and of which state of the weight it is."""
+
+    data: Tensor
+    version: int
+    address: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Pack:
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.detach()), weight._version, weight.data_ptr())
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether the weight is still as it was."""
+        return self.version == weight._version and self.address == weight.data_ptr()
+
+
+_packs = WeakIdKeyDictionary()  # weight -> a weak reference to its pack, which somebody's `Packed` holds
+
+
+class Packed:
+    """While it lives, a model's float32 matrices on CPU are held a second time, laid out as products of rows read them.
+
+    Without it each product lays its matrix out anew, which with 4 to 16 rows takes as long as the product; the results
+    are the same bit for bit. A weight that changes meanwhile is read as before, and so is what would take more than a
+    quarter of the memory that is free.
+    """
+
+    def __init__(self, model: nn.Module):
+        room = memory_available() // 4
+        weights = _matrices(model)
+        sizes = accumulate(weight.nbytes for weight in weights)
+        within = [weight for weight, used in zip(weights, sizes, strict=True) if used <= room]
+        self._held = [self._pack(weight) for weight in within]
+
+    def _pack(self, weight: nn.Parameter) -> _Pack:
+        """Its own, or somebody else's."""
+        known = _pack_of(weight)
+        if known is None:
+            known = _Pack.of(weight)
+            _packs[weight] = ref(known)
+        return known
+
+
+def _matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that `linear` multiplies as they are: those of linear layers, and an embedding's that is a head."""
+    found = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    found += [head.weight for head in model.children() if isinstance(getattr(head, "weight", None), nn.Parameter)]
+    plain = {id(each): each for each in found if each.dtype == torch.float32 and each.is_cpu and each.ndim == 2}
+    has_product = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return list(plain.values()) if has_product else []
+
+
+def _pack_of(weight: Tensor) -> _Pack | None:
+    known = _packs.get(weight)
+    pack = None if known is None else known()
+    return pack if pack is not None and pack.is_of(weight) else None
+
+
+def _as_packed(weight: Tensor) -> Tensor:
+    """The weight, or its pack where somebody holds one."""
+    pack = _pack_of(weight) if _packs else None
+    return weight if pack is None else pack.data
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
 
 
 def lay_in_rows(weights: Iterable[nn.Parameter]) -> None:

@@ -36,6 +36,7 @@ from nextile.generation.decode import (
 )
 from nextile.generation.sample import Sampling, next_token, point, random_stream
 from nextile.nn import specs
+from nextile.nn.linear import Packed
 from nextile.nn.paged import Key, PagedCache, Piece, bytes_a_token, chained
 from nextile.serving.solo import Solo, can_be_compiled
 
@@ -163,6 +164,7 @@ class Batch:
         self.waiting: deque[Text] = deque()
         self.active: list[Text] = []  # the oldest first
         self.counts = Counts()
+        self._packed = Packed(model) if rows > 1 else None
         self._solo = Solo(model, self.cache) if compiled and can_be_compiled(self.device.type) else None
         self._reading: deque[Text] = deque()  # whose turn it is to read a prompt
         self._arrived = 0
