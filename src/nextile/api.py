@@ -26,6 +26,9 @@ from nextile.generation.talk import Talk
 from nextile.generation.translate import Translation, translate
 from nextile.images.processor import Palette
 from nextile.inspection.anatomy import anatomy
+from nextile.inspection.inspect import inspect
+from nextile.inspection.look import Inspection
+from nextile.inspection.page import html
 from nextile.models import count
 from nextile.nn import specs
 from nextile.tasks import (
@@ -39,6 +42,7 @@ from nextile.tasks import (
     painting,
     preferring,
     run,
+    silencing,
     translation,
     words,
 )
@@ -177,7 +181,7 @@ class Model(Pretrained):
     def evaluate(
         self, data: Sources | None = None, *, beams: int = 5, length_penalty: float = 1.0, bleu_tokens: str = "13a",
         stride: int | None = None, tasks: str | Sequence[str] | None = None, limit: int | None = None,
-        shots: int | None = None, report: Report | None = None,
+        shots: int | None = None, without: str | Sequence[str] | None = None, report: Report | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Loss in nats per token, perplexity and bits per byte on a text; None: the run's own validation set.
 
@@ -192,9 +196,17 @@ class Model(Pretrained):
         first `limit` questions, with `shots` examples before each: {"tasks": {name: {measure: value}}, ...}. On
         conversations, and of a run that learned from some, loss and perplexity of the answers alone; of a run that
         learned from preferences how often the chosen answer wins.
-        Errors: UsageError for these of another model, and for tasks beside data.
+
+        without: parts that are silent meanwhile, such as "2.3", head 3 of layer 2, or "4" (`nn.silence.Part`); "whole"
+        then holds the measures of the whole model beside those of the rest. "each-head" and "each-layer" measure the
+        whole, and of each part how much the loss rises without it: {"heads": [{"part", "loss", "rise"}, ...], ...}.
+        Errors: UsageError for these of another model, for tasks beside data, and for parts that there are not.
         """
         sources, report = [] if data is None else _sources_of(data), report or choose()
+        if without is not None:
+            _refuse_beside_parts(tasks=tasks, limit=limit, shots=shots)
+            return self._without([without] if isinstance(without, str) else list(without), sources, report, stride,
+                                 beams=beams, length_penalty=length_penalty, bleu_tokens=bleu_tokens)  # fmt: skip
         if tasks is not None:
             _refuse_beside_tasks(data=data, stride=stride)
             return harness.evaluate_tasks(self, _sources_of(tasks), report, limit=limit, shots=shots)
@@ -208,6 +220,22 @@ class Model(Pretrained):
             chosen = resolve(Beams, {"width": beams, "length_penalty": length_penalty})
             return translation.evaluate_pairs(self, sources, report, beams=chosen, tokens=bleu_tokens)
         return EVALUATORS[self._measured_as(sources)](self, sources, report)
+
+    def _without(
+        self, parts: list[str], sources: list[str], report: Report, stride: int | None, **translating: Any
+    ) -> dict[str, Any]:  # fmt: skip
+        """What `evaluate` says without these parts, or without each."""
+
+        def measure(report: Report) -> dict[str, Any]:
+            return self.evaluate(sources or None, stride=stride, report=report, **translating)
+
+        def loss(report: Report) -> dict[str, Any]:
+            return translation.evaluate_loss(self, sources, report) if self.task == "translate" else measure(report)
+
+        each = silencing.each_of(parts)
+        if each is None:
+            return silencing.evaluate_without(self, parts, measure, report)
+        return silencing.evaluate_each(self, each, measure, loss, report)
 
     def classify(self, picture: Picture | Sequence[Picture], *, top: int = 5, details: bool = False) -> Any:
         """The most probable classes of a picture, a file or its bytes, or of each of several; of texts of each text.
@@ -256,6 +284,19 @@ class Model(Pretrained):
         """
         found = embed(self, [text] if isinstance(text, str) else list(text))
         return found[0] if isinstance(text, str) else found
+
+    def inspect(
+        self, what: str | Picture | Sequence[int], target: str | Sequence[int] | None = None, *,
+        max_tokens: int | None = None, beams: int = 4,
+    ) -> Inspection:  # fmt: skip
+        """What the model makes of a text (or its token ids), of a picture, or of words, number by number.
+
+        target: of an encoder-decoder the target beside the source; None: what the model writes itself by so many beams,
+        of max_tokens at most (None: twice the source's and 16). Nothing is computed before it is asked for; in a
+        notebook the page is shown. Errors: UsageError for an empty text, and for what this model does not read;
+        NextileError for a text longer than it reads.
+        """
+        return inspect(self, what, target, max_tokens=max_tokens, beams=beams, draw=html)
 
     def _label(self, text: Any, top: int, details: bool) -> Any:
         """The most probable classes of a text, or of each of several."""
@@ -460,6 +501,12 @@ def _refuse_beside_tasks(**given: Any) -> None:
     extra = [name for name, value in given.items() if value is not None]
     if extra:
         raise UsageError(f"tasks bring their own texts and windows: leave out {', '.join(extra)}, or the tasks")
+
+
+def _refuse_beside_parts(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise UsageError(f"without is of the loss on data, not of tasks: leave out {', '.join(extra)}, or the parts")
 
 
 def _refuse_without_tasks(**given: Any) -> None:

@@ -94,6 +94,29 @@ def test_evaluate(nextile_, library):
     }  # fmt: skip
 
 
+def test_evaluate_without_parts(nextile_, library, monkeypatch):
+    found = {"loss": 1.5, "windows": "end to end", "without": ["2.3", "4"], "whole": {"loss": 1.25}}
+    monkeypatch.setattr(library, "evaluate", lambda data, *, without, **asked: found | {"without": without})
+    assert nextile_("evaluate", "m", "--without", " 2.3, 4").err == (
+        "m on what was held out\n  loss     1.5000   whole model 1.2500\n  windows  end to end\n  without  2.3, 4\n"
+    )
+    assert json.loads(nextile_("evaluate", "m", "--without", "2.3,4", "--json").out) == found
+
+
+def test_evaluate_without_each(nextile_, library, monkeypatch):
+    rises = {"0.0": 0.5, "0.1": -0.25, "1.0": 0.0, "1.1": float("nan")}
+    heads = [{"part": part, "loss": 1.0 + rise, "rise": rise} for part, rise in rises.items()]
+    monkeypatch.setattr(library, "evaluate", lambda *_, **asked: {"loss": 1.0, "heads": heads})
+    assert nextile_("evaluate", "m", "--without", "each-head").err == (
+        "m on what was held out\n  loss                1.0000\n"
+        "  without heads of 0  +0.5000  -0.2500\n  without heads of 1  +0.0000  +nan\n"
+    )
+    layers = [{"part": "encoder.1", "loss": 1.5, "rise": 0.5}]
+    monkeypatch.setattr(library, "evaluate", lambda *_, **asked: {"loss": 1.0, "layers": layers})
+    assert "  without encoder.1  +0.5000\n" in nextile_("evaluate", "m", "--without", "each-layer").err
+    assert json.loads(nextile_("evaluate", "m", "--without", "each-layer", "--json").out)["layers"] == layers
+
+
 def test_info(nextile_, library):
     assert nextile_("info", "m").err == "m\n  family            qwen3\n  parameters.total  12,345\n"
     assert json.loads(nextile_("info", "m", "--json").out) == library.describe()

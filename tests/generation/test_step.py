@@ -1,5 +1,6 @@
 """The compiled step: its choice is that of sampling, its texts are the eager ones, one graph serves them all."""
 
+import copy
 import threading
 import time
 
@@ -10,6 +11,7 @@ from nextile.generation import decode, step
 from nextile.generation.sample import Sampling, draw, random_stream, temperature
 from nextile.models.build import build
 from nextile.models.families import qwen3
+from nextile.nn.lora import Lora, add_lora, use_adapter
 
 VOCAB, CONTEXT = 131, 96
 SAMPLINGS = [
@@ -107,6 +109,16 @@ def test_numbers_that_change_are_read_and_tensors_that_change_are_compiled_for(m
     assert step.is_compiled(model, 1, CONTEXT)
     model.stack.blocks[0].feed_forward.inner.down.weight = torch.nn.Parameter(kept)
     assert not step.is_compiled(model, 1, CONTEXT)
+
+
+def test_another_adapter_is_compiled_for(model, monkeypatch):
+    monkeypatch.setattr(step, "Step", lambda *_: object())
+    adapted = copy.deepcopy(model)
+    add_lora(adapted, Lora(rank=2))
+    step.compiled_step(adapted, 1, CONTEXT)
+    assert step.is_compiled(adapted, 1, CONTEXT)
+    use_adapter(adapted, None)
+    assert not step.is_compiled(adapted, 1, CONTEXT)
 
 
 def test_what_cannot_be_compiled_is_never_ready(monkeypatch):

@@ -21,13 +21,14 @@ import torch
 from nextile.api import Model
 from nextile.images.processor import Normaliser, Palette
 from nextile.models.build import build
-from nextile.models.families import compact, gpt2, imagegpt
+from nextile.models.families import bidirectional, compact, gpt2, imagegpt, t5
 from nextile.nn import specs
 from nextile.serving.engine import Engine
 from nextile.serving.guard import Guard
 from nextile.serving.http import ServerSettings, create_app
 from nextile.serving.run import Server, bind
 from nextile.text.characters import byte_tokenizer, train_characters
+from nextile.text.masks import for_masks, for_spans
 from nextile.text.pairs import for_pairs, start_of
 
 LETTERS = "abcdefgh .,\n"
@@ -57,7 +58,7 @@ def writer(tokenizer: Any, context: int = 64) -> Model:
 
 @cache
 def made(name: str) -> Model:
-    """A tiny model of a kind: lm, octets, talker, translator, classifier, painter, labeller."""
+    """A tiny model of a kind: lm, octets, talker, translator, classifier, painter, labeller, masker, denoiser."""
     return MAKERS[name]()
 
 
@@ -98,6 +99,20 @@ def _labeller() -> Model:
     return Model(lively(build(spec)), tokenizer, spec, "nextile")
 
 
+def _masker() -> Model:
+    tokenizer = for_masks(train_characters([LETTERS]))
+    spec = bidirectional.spec(vocab=tokenizer.vocab_size, context=32, width=16, depth=1, heads=2)
+    return Model(lively(build(spec)), tokenizer, spec, "nextile")
+
+
+def _denoiser() -> Model:
+    tokenizer = for_spans(train_characters([LETTERS]))
+    spec = t5.spec(
+        vocab=tokenizer.vocab_size, context=32, width=16, depth=1, heads=2, start=start_of(tokenizer)
+    )  # fmt: skip
+    return Model(lively(build(spec)), tokenizer, spec, "t5")
+
+
 MAKERS: dict[str, Callable[[], Model]] = {
     "lm": lambda: writer(train_characters([LETTERS])),
     "octets": lambda: writer(byte_tokenizer()),
@@ -106,6 +121,8 @@ MAKERS: dict[str, Callable[[], Model]] = {
     "classifier": _classifier,
     "painter": _painter,
     "labeller": _labeller,
+    "masker": _masker,
+    "denoiser": _denoiser,
 }
 
 
@@ -218,7 +235,7 @@ def _fixture(name: str) -> Any:
     return serve
 
 
-lm, octets, talker, translator, classifier, painter, labeller = map(_fixture, MAKERS)
+lm, octets, talker, translator, classifier, painter, labeller, masker, denoiser = map(_fixture, MAKERS)
 
 
 @pytest.fixture(name="made", scope="session")

@@ -41,6 +41,7 @@ VALUES: list[Any] = [
     [{"role": "user", "content": "a", "name": {"a": [1]}}], [{"role": "user", "content": "<|im_end|>"}] * 1001,
     [{"role": "user", "content": [{"type": "text", "text": told('"\\ud800"')}]}], [{"type": "function"}],
 ]  # fmt: skip
+KINDS = ["talker", "translator", "painter", "classifier", "labeller", "masker", "denoiser"]
 PLAIN: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "ab", "max_tokens": 2},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
@@ -50,6 +51,9 @@ PLAIN: dict[str, dict[str, Any]] = {
     "/v1/paint": {},
     "/v1/beams": {"input": "ab", "max_tokens": 2},
     "/v1/tokens": {"input": "ab"},
+    "/v1/fill": {"input": "a[MASK]b", "max_tokens": 2},
+    "/v1/inspect": {"input": "ab", "max_tokens": 2},
+    "/v1/inspect/head": {"input": "ab", "layer": 0, "head": 0},
 }
 NAMES = (
     "model", "prompt", "messages", "input", "image", "n", "best_of", "max_tokens", "max_completion_tokens",
@@ -58,7 +62,8 @@ NAMES = (
     "repetition_penalty",
     "logit_bias", "logprobs", "top_logprobs", "echo", "stream", "stream_options", "suffix", "user", "beams",
     "length_penalty",
-    "top", "encoding_format", "dimensions", "tools", "tool_choice", "response_format", "__class__", "__proto__", "\0",
+    "top", "target", "which", "layer", "head",
+    "encoding_format", "dimensions", "tools", "tool_choice", "response_format", "__class__", "__proto__", "\0",
     "",
 )  # fmt: skip
 
@@ -129,13 +134,15 @@ def test_bytes_that_are_no_request_are_refused(talker, path):
         assert wrong(talker, path, data) is None, data[:50]
 
 
-@pytest.mark.parametrize("kind", ["talker", "translator", "painter", "classifier", "labeller"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_mutated_requests_are_answered(kind, request):
     attack(request.getfixturevalue(kind), 120, seed=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["talker", "translator", "painter", "classifier", "labeller", "lm"])
+@pytest.mark.parametrize(
+    "kind", ["talker", "translator", "painter", "classifier", "labeller", "masker", "denoiser", "lm"]
+)
 def test_thousands_of_mutated_requests_are_answered(kind, request):
     attack(request.getfixturevalue(kind), 700, seed=2)
 

@@ -232,10 +232,25 @@ def test_a_full_queue_answers_429_at_once(lm, serving):
 
 
 def test_a_request_for_more_texts_than_there_is_room_for_leaves_nothing_behind(lm, serving):
-    with serving(lm.model, rows=1, queue=2) as running:
-        assert running.post("/v1/completions", prompt="a", n=10).status == 429
+    with serving(lm.model, rows=1, queue=2) as running, ExitStack() as stack:
+        stack.enter_context(closing(connection := running.connection()))
+        connection.request("POST", "/v1/completions", LONG, JSON)
+        assert eventually(lambda: running.engine.statistics().running == 1)
+        assert running.post("/v1/completions", prompt="a", n=3).status == 429
+        connection.close()
         assert eventually(lambda: running.engine.statistics().waiting == running.engine.statistics().running == 0)
         assert running.post("/v1/completions", prompt="a", max_tokens=1).status == 200
+
+
+def test_more_texts_than_there_is_ever_room_for_are_an_error_that_names_the_limit(lm, painter, serving):
+    with serving(lm.model, rows=1, queue=2) as running:
+        assert running.post("/v1/completions", prompt="a", n=3, max_tokens=1).status == 200
+        for body in ({"n": 4}, {"prompt": ["a", "b"], "n": 2}, {"n": 4, "stream": True}, {"best_of": 4}):
+            answer = running.post("/v1/completions", **{"prompt": "a", **body})
+            assert answer.status == 400
+            assert "4 texts are asked for, and this server holds 3 at a time" in answer.error["message"]
+    with serving(painter.model, rows=1, queue=2) as running:
+        assert running.post("/v1/paint", n=4).status == 400
 
 
 def test_too_many_requests_at_a_time_are_refused(lm, serving):

@@ -10,13 +10,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import torch
+from tests.serving.conftest import made
 
 from nextile.generation import sample
+from nextile.inspection import payload as payloads
+from nextile.inspection.payload import payload
 from nextile.serving.guard import HEADERS
 from nextile.serving.page import page_files
 
@@ -31,10 +35,16 @@ DOT = base64.b64decode(
 WORDS = (" the", " model", " goes", " on", " with", " a", " text", ",", " word", " by", " word", ".", "\n", "And")
 slow = pytest.mark.slow  # of those that are quick each, but many
 
-TASKS = ("lm", "translate", "classify", "classify-text", "paint", "words")
+TASKS = ("lm", "translate", "classify", "classify-text", "paint", "words", "masked", "denoise")
 
 
 # --- a server that says what a test wants ---------------------------------------------------------------------------
+
+
+@cache
+def looked() -> dict[str, Any]:
+    """What a real server says of a look inside."""
+    return payload(made("lm").inspect("abc"))
 
 
 class Stub:
@@ -113,6 +123,16 @@ class Stub:
         texts = ["".join(self.words).strip(), *self.others][: body["n"]]
         found = [{"text": t, "score": -1.0 - k, "logprob": -2.0, "finish_reason": "stop"} for k, t in enumerate(texts)]
         return {"object": "list", "data": [{"index": 0, "translations": found}]}
+
+    def fill(self, body: dict[str, Any]) -> dict[str, Any]:
+        count = body["input"].count("[MASK]")
+        shares = [{"id": k, "text": word, "probability": 0.5 / 2**k} for k, word in enumerate(self.words[:4])]
+        whole = {"text": body["input"].replace("[MASK]", self.words[0]), "fills": [self.words[0]] * count}
+        texts = [{**whole, "score": -1.0 - k if "n" in body else None} for k in range(body.get("n", 1))]
+        return {"data": [{"index": 0, "texts": texts, "gaps": [] if "n" in body else [shares] * count}]}
+
+    def inspect(self, body: dict[str, Any]) -> dict[str, Any]:
+        return looked()
 
     def classify(self, body: dict[str, Any]) -> dict[str, Any]:
         shares = [{"label": word, "probability": 0.5 / 2**k} for k, word in enumerate(self.words[: body["top"]])]
@@ -273,7 +293,7 @@ def test_it_loads_and_says_what_is_served(window):
     page = window.open()
     expect(page.locator("#facts")).to_have_text("a-model qwen3 · 12,345 parameters · 64 tokens of context")
     assert page.title() == "a-model · nextile"
-    assert page.get_by_role("tab").all_inner_texts() == ["Write", "Beams", "Chat"]
+    assert page.get_by_role("tab").all_inner_texts() == ["Write", "Beams", "Chat", "Look inside"]
 
 
 @slow
@@ -593,7 +613,7 @@ def test_a_chat_remembers_and_answers_again(window, stub):
     page.get_by_label("System prompt").fill("Be short.")
     page.get_by_label("Your message").fill("What?")
     page.keyboard.press("Enter")
-    answer = page.locator(".assistant .words")
+    answer = page.locator(".assistant .said")
     expect(answer).to_have_text("".join(WORDS))
     expect(page.locator(".status:visible")).to_have_text("Answered.")
     page.get_by_role("button", name="Answer again").click()
@@ -615,10 +635,10 @@ def test_a_chat_is_stopped(window, stub):
     page = window.open("chat")
     page.get_by_label("Your message").fill("What?")
     page.keyboard.press("Enter")
-    expect(page.locator(".assistant .words")).to_contain_text("model")
+    expect(page.locator(".assistant .said")).to_contain_text("model")
     page.keyboard.press("Escape")
     assert stub.left.wait(2)
-    expect(page.locator(".assistant .words")).not_to_contain_text("And")
+    expect(page.locator(".assistant .said")).not_to_contain_text("And")
 
 
 @slow
@@ -658,7 +678,7 @@ def test_a_picture_is_classified(window, stub, how):
         dropped(page, ".drop", "image/png", DOT, how)
     expect(page.locator(".verdict")).to_contain_text("the 50.0")
     expect(page.locator(".bars li")).to_have_count(10)
-    expect(page.get_by_alt_text("Your picture")).to_be_visible()
+    expect(page.get_by_role("img", name="Your picture")).to_be_visible()
     url = "data:image/png;base64," + base64.b64encode(DOT).decode()
     assert stub.bodies("/v1/classify") == [{"input": url, "top": 10}]
 
@@ -707,6 +727,33 @@ def test_a_half_picture_is_completed(window, stub):
     page.get_by_role("button", name="Paint").click()
     expect(page.get_by_role("progressbar")).to_be_hidden()
     assert ["image" in body for body in stub.bodies("/v1/paint")] == [True, False]
+
+
+@slow
+def test_gaps_are_filled_and_another_token_is_chosen_for_one(window, stub):
+    stub.task = "masked"
+    page = window.open()
+    page.get_by_label("Text with gaps").fill("It [MASK] a")
+    page.get_by_role("button", name="Insert a gap").click()
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("group", name="Filled")).to_have_text("It  the a the")
+    assert page.locator(".gaps section").count() == 2
+    page.get_by_role("region", name="Gap 1").get_by_role("button").nth(1).click()
+    expect(page.get_by_label("Text with gaps")).to_have_value(f"It{stub.words[1]} a[MASK]")
+    expect(page.locator(".gaps section")).to_have_count(1)
+    assert [body["input"] for body in stub.bodies("/v1/fill")] == ["It [MASK] a[MASK]", f"It{stub.words[1]} a[MASK]"]
+    page.get_by_label("Text with gaps").fill("It was")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".status:visible")).to_have_text("Write [MASK] where something is missing.")
+
+
+@slow
+def test_a_denoiser_shows_its_best_texts(window, stub):
+    stub.task = "denoise"
+    page = window.open()
+    page.get_by_label("Text with gaps").fill("It [MASK] a")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".ranking li")).to_have_count(4)
 
 
 @slow
@@ -799,7 +846,7 @@ def test_hostile_text_of_other_views_is_text(window, stub, task):
     if task == "chat":
         page.get_by_role("textbox", name="Your message").fill("It was")
     page.keyboard.press("Control+Enter")
-    page.locator(".node, .assistant .words:not(.coming), .ranking li, .verdict b").first.wait_for()
+    page.locator(".node, .assistant .said:not(.coming), .ranking li, .verdict b").first.wait_for()
     page.wait_for_timeout(100)
     unharmed(page)
     assert not raw(page.locator("body").inner_text().replace("\r", ""))
@@ -976,6 +1023,65 @@ def test_a_real_model_writes_and_goes_on_from_an_alternative(opened, lm):
     expect(page.locator(".status:visible")).to_contain_text("token")
     expect(page.locator(".next .bar").first).to_be_visible()
     assert sum(number(each) for each in page.locator(".next .share").all_inner_texts()) == pytest.approx(100, abs=1)
+
+
+def test_what_was_written_is_looked_into_and_other_heads_are_asked_for(opened, lm, monkeypatch):
+    monkeypatch.setattr(payloads, "HEADS", 0)  # room for the chosen one alone
+    page = opened(lm)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(lm.url)))
+    page.get_by_label("Your text").fill("abc")
+    page.get_by_role("button", name="Look inside").click()
+    expect(page.get_by_role("tab", name="Look inside")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_label("What to look at")).to_have_value("abc")
+    page.locator(".step").first.wait_for()
+    assert page.url.endswith("#look-inside")
+    assert asked.count("/v1/inspect") == 1
+    for place in range(4):
+        page.locator(f'.thumb[data-place="0.{place}"]').click()
+    page.wait_for_function("document.querySelectorAll('.missing').length === 0")
+    page.wait_for_timeout(200)
+    assert asked.count("/v1/inspect/head") == 3
+    page.get_by_label("What to look at").fill("h")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".inspect")).to_have_count(1)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["translator", "labeller", "masker", "denoiser"])
+def test_real_models_are_looked_into(opened, kind, request):
+    running = request.getfixturevalue(kind)
+    page = opened(running, "look-inside")
+    page.get_by_label("What to look at").fill("ab[MASK]c" if kind in ("masker", "denoiser") else "abc")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".step")).not_to_have_count(0)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["classifier", "painter"])
+def test_a_dropped_picture_is_looked_into(opened, kind, request):
+    page = opened(request.getfixturevalue(kind), "look-inside")
+    dropped(page, "#panel-look-inside .drop", "image/png", DOT)
+    expect(page.locator(".step")).not_to_have_count(0)
+
+
+@slow
+def test_hostile_text_that_is_looked_into_is_text(opened, octets):
+    page = opened(octets, "look-inside")
+    for text in ("<img src=x onerror=BAD>", "\u202e</textarea><script>BAD</script>"):
+        page.get_by_label("What to look at").fill(text)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".step")).not_to_have_count(0)
+        expect(page.locator(".primary:visible")).to_contain_text("Look inside")  # and no longer Stop
+        unharmed(page)
+
+
+@slow
+def test_real_masks_are_filled(opened, masker):
+    page = opened(masker)
+    page.get_by_label("Text with gaps").fill("ab[MASK]c")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("group", name="Filled")).to_have_text(masker.model.generate("ab[MASK]c"))
 
 
 @slow

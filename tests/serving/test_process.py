@@ -120,6 +120,7 @@ def test_a_port_that_is_taken_is_an_error_in_one_line(nextile_serve, folder):
         (("--drain", "-1"), 2, "drain is -1"),
         (("--memory", "0"), 2, "memory is 0"),
         (("--rows", "0"), 2, "too small"),
+        (("--quantize", "int2"), 2, "'int2' is no way to quantize: choose int8 or int4"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error_in_one_line(nextile_serve, folder, arguments, code, said):

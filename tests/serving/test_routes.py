@@ -223,13 +223,17 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/paint": {},
     "/v1/beams": {"input": "a"},
     "/v1/tokens": {"input": "a"},
+    "/v1/fill": {"input": "a[MASK]b"},
+    "/v1/inspect": {"input": "a"},
 }
 CAN = {
-    "lm": {"/v1/completions", "/v1/embeddings", "/v1/beams", "/v1/tokens"},
-    "translator": {"/v1/translate", "/v1/embeddings", "/v1/beams", "/v1/tokens"},
+    "lm": {"/v1/completions", "/v1/embeddings", "/v1/beams", "/v1/tokens", "/v1/inspect"},
+    "translator": {"/v1/translate", "/v1/embeddings", "/v1/beams", "/v1/tokens", "/v1/inspect"},
     "classifier": set(),
     "painter": {"/v1/paint"},
-    "labeller": {"/v1/classify", "/v1/embeddings", "/v1/tokens"},
+    "labeller": {"/v1/classify", "/v1/embeddings", "/v1/tokens", "/v1/inspect"},
+    "masker": {"/v1/fill", "/v1/embeddings", "/v1/tokens", "/v1/inspect"},
+    "denoiser": {"/v1/fill", "/v1/embeddings", "/v1/tokens", "/v1/inspect"},
 }
 
 
@@ -241,7 +245,8 @@ def test_a_model_does_what_it_can_and_says_what_it_is(kind, request):
     assert {answer.status for answer in answers.values()} <= {200, 400}
     for path, answer in answers.items():
         if answer.status == 400 and (kind, path) not in (
-            ("lm", "/v1/chat/completions"), ("classifier", "/v1/classify"),
+            ("lm", "/v1/chat/completions"), ("classifier", "/v1/classify"), ("classifier", "/v1/inspect"),
+            ("painter", "/v1/inspect"),
         ):  # fmt: skip
             assert answer.error["code"] == "unsupported_model"
             assert "'tiny' is" in answer.error["message"]

@@ -16,6 +16,7 @@ from nextile.cli import (
     evaluate,
     generate,
     info,
+    inspect,
     paint,
     plan,
     serve,
@@ -51,7 +52,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: it reads the same everywhere and comes in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, generate, chat, translate, classify, paint, words, evaluate, serve, tokenize, convert, info, plan):
+for verb in (
+    train, generate, chat, translate, classify, paint, words, inspect, evaluate, serve, tokenize, convert, info, plan,
+):  # fmt: skip
     name = verb.__name__.rpartition(".")[2]
     app.command(name, epilog=verb.EXAMPLES)(getattr(verb, name))
 

@@ -1,7 +1,7 @@
 """`nextile serve`: a model behind OpenAI's protocol, with a page to play with."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,12 @@ Memory = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Write a text that is alone by a compiled step, as soon as there is one.")
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", help="int8 or int4: the blocks' weights in fewer bits. Less memory; quicker by --compile alone."
+    ),
+]
 Drain = Annotated[
     float, typer.Option(metavar="S", parser=number, help="Seconds that what runs has when it is stopped.")
 ]
@@ -57,6 +63,7 @@ def serve(
     queue: Queue = 256,
     memory: Memory = None,
     compile: Compile = False,
+    quantize: Quantize = None,
     drain: Drain = 30.0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -65,7 +72,7 @@ def serve(
 
     Ctrl-C or SIGTERM ends it when what runs is finished, a second Ctrl-C at once.
     """
-    _check(api_key, memory, drain)
+    _check(api_key, memory, drain, quantize)
     try:
         from nextile.serving import http, run
     except ImportError as error:
@@ -85,6 +92,8 @@ def serve(
     with run.bind(host, port) as bound:
         report.say(f"loading {model}")
         loaded = api.load(model, device=device, dtype=dtype)
+        if quantize is not None:
+            _pack(loaded.model, quantize)
         called = name or Path(model).expanduser().resolve().name
         settings = http.ServerSettings(name=called, key=api_key, hosts=run.allowed_hosts(host))
         room = None if memory is None else int(memory * 1e9)
@@ -95,11 +104,20 @@ def serve(
         )
 
 
-def _check(key: str | None, memory: float | None, drain: float) -> None:
+def _pack(model: Any, kind: str) -> None:
+    """Errors: NextileError for a model without linear layers that are left to pack."""
+    from nextile.nn.quantize import Int4, Int8, quantize
+
+    quantize(model, Int8() if kind == "int8" else Int4())
+
+
+def _check(key: str | None, memory: float | None, drain: float, quantize: str | None) -> None:
     """Errors: UsageError for what cannot be meant, before anything is loaded."""
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise UsageError("the key is to be of printable ASCII, without space at its ends: choose another")
     if memory is not None and not 0 < memory < 1e6:
         raise UsageError(f"memory is {memory:g} GB: give a number above 0")
+    if quantize not in (None, "int8", "int4"):
+        raise UsageError(f"'{quantize}' is no way to quantize: choose int8 or int4")
     if not 0 <= drain <= 3600:
         raise UsageError(f"drain is {drain:g} seconds: give 0 to 3600")

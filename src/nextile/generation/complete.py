@@ -273,16 +273,26 @@ def complete_by_beams(
     return found
 
 
+def _beams_read(context: int, max_tokens: int) -> int:
+    """How many tokens of a prompt are read: what is left of the context, and half of it at least."""
+    room = context + 1  # the last token is written without being read
+    return max(room - max_tokens, room // 2)
+
+
+def beam_window(tokens: list[int], context: int, max_tokens: int) -> tuple[list[int], int]:
+    """What of a prompt's tokens beams read, and how many tokens they write at most."""
+    window = tokens[-_beams_read(context, max_tokens) :]
+    return window, min(max_tokens, context + 1 - len(window))
+
+
 def _beamed(
     pretrained: Pretrained, prompts: Sequence[str], beams: Beams, max_tokens: int, **settings: Any
 ) -> list[list[Completion]]:
     model, tokenizer = pretrained.model, pretrained.tokenizer
     whole = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     check_ids(whole, model.spec.embed.vocab)
-    room = model.spec.context + 1  # the last token is written without being read
-    read = max(room - max_tokens, room // 2)
-    windows = [tokens[-read:] for tokens in whole]
-    limits = [min(max_tokens, room - len(window)) for window in windows]
+    read = _beams_read(model.spec.context, max_tokens)
+    windows, limits = zip(*(beam_window(tokens, model.spec.context, max_tokens) for tokens in whole), strict=True)
     reader = EagerReader(model, max(len(window) + limit for window, limit in zip(windows, limits, strict=True)) - 1)
     with evaluating(model):
         found = beam_search(reader, windows, beams, limits=limits, **settings)

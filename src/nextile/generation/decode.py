@@ -22,6 +22,7 @@ from nextile.generation.sample import Sampling, next_token, point, random_stream
 from nextile.generation.step import SMALL, Inputs, Told, compile_beside, compiled_step, is_compiled
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.nn.cache import Cache, Memory, StaticCache
+from nextile.nn.linear import Packed
 
 Reason = Literal["end", "stop", "length"]
 
@@ -118,6 +119,7 @@ class EagerReader:
     def __init__(self, model: LanguageModel, capacity: int):
         self.model, self.capacity = model, capacity
         self.device = next(model.parameters()).device
+        self._packed: Packed | None = None
 
     def start(self, rows: list[list[int]]) -> Tensor:
         ids, counts = padded(rows)
@@ -126,6 +128,8 @@ class EagerReader:
         return following(self.model, ids.to(self.device), self.cache, counts.to(self.device))
 
     def read(self, tokens: list[int]) -> Tensor:
+        if len(tokens) > 1 and self._packed is None:
+            self._packed = Packed(cast(nn.Module, self.model))
         ids = torch.tensor(tokens, device=self.device).view(len(self.cache.lengths), -1)  # (B, texts on a row)
         logits = self.model.head(self.model.features(ids, cache=self.cache)).flatten(0, 1)
         self.cache.advance(1)
@@ -333,6 +337,19 @@ def decode(
             return
         reader = CompiledReader(model, room, len(rows)) if compiled else EagerReader(model, needed)
         yield from _rounds(reader, rows, sampling, random, ending, alternatives, quicker)
+
+
+@torch.no_grad()
+def decode_by(
+    reader: Reader, prompt: Sequence[int], sampling: Sampling, ending: Ending, *, context: int, alternatives: int = 0
+) -> Iterator[Emitted]:  # fmt: skip
+    """As `decode`, one text by a reader that may hold a memory: what a decoder writes beside a source, token by token.
+
+    The prompt and what is written fit into the context.
+    """
+    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    row, stream = Row(0, list(prompt), context), random_stream(seed, 0)
+    yield from _rounds(reader, [row], sampling, [stream], ending, alternatives)
 
 
 @contextmanager

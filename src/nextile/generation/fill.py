@@ -43,6 +43,13 @@ def _ids(tokenizer: Tokenizer, parts: Sequence[str], between: Sequence[Sequence[
     return [token for part, span in woven for token in (*part, *span)]
 
 
+def masked_ids(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
+    """What a masked model reads of a text, its masks in place. Errors: NextileError for a text longer than it reads."""
+    parts = parts_of(text, tokenizer)
+    marks = [[mask_of(tokenizer)]] * (len(parts) - 1)
+    return bounded(_ids(tokenizer, parts, marks), tokenizer, context)
+
+
 def _text(tokenizer: Tokenizer, parts: Sequence[str], between: Sequence[Sequence[int]]) -> str:
     """The parts as they were given, also what the model does not know of them, and the text of these tokens between.
 
@@ -91,7 +98,7 @@ class _Filler:
         if MASK not in text:
             raise UsageError(f"{text!r} has nothing to fill: write {MASK} where a token is missing")
         parts = parts_of(text, self.tokenizer)
-        ids = bounded(_ids(self.tokenizer, parts, [[self.mask]] * (len(parts) - 1)), self.tokenizer, self.context)
+        ids = masked_ids(self.tokenizer, text, self.context)
         check_ids([ids], self.vocab)
         places = [place for place, token in enumerate(ids) if token == self.mask]
         left = list(places)
@@ -159,6 +166,32 @@ def _gaps(pretrained: Translator, text: str) -> _Gaps:
     return _Gaps(text, parts, source)
 
 
+def span_source(pretrained: Translator, text: str) -> tuple[list[int], int]:
+    """What an encoder reads of a text with gaps, and how many they are. Errors: as of `fill_spans`."""
+    gaps = _gaps(pretrained, text)
+    return gaps.source, gaps.count
+
+
+def span_rules(pretrained: Translator, gaps: int) -> tuple[set[int], set[int]]:
+    """The tokens that end the target of so many gaps, and those that it never has."""
+    tokenizer, sentinels = pretrained.tokenizer, sentinels_of(pretrained.tokenizer)
+    ends = {tokenizer.end_id, *sentinels[gaps : gaps + 1]}
+    return ends, {*tokenizer.special_ids, pretrained.spec.start} - ends - set(sentinels[:gaps])
+
+
+def with_spans(pretrained: Translator, text: str, target: Sequence[int]) -> tuple[str, list[str]]:
+    """The text with its gaps filled by a target, and what stands in each of them. Errors: as of `fill_spans`."""
+    tokenizer, gaps = pretrained.tokenizer, _gaps(pretrained, text)
+    spans = _spans(tokenizer, gaps, target)
+    return _text(tokenizer, gaps.parts, spans), [tokenizer.decode(span) for span in spans]
+
+
+def _spans(tokenizer: Tokenizer, gaps: _Gaps, target: Sequence[int]) -> list[list[int]]:
+    """What follows each sentinel in a target."""
+    sentinels = sentinels_of(tokenizer)
+    return [rebuild([sentinel], target, sentinels) for sentinel in sentinels[: gaps.count]]
+
+
 def _targets(
     pretrained: Translator, sources: list[list[int]], gaps: int, beams: Beams, n: int, max_tokens: int
 ) -> list[list[Hypothesis]]:
@@ -167,10 +200,8 @@ def _targets(
     A model that was taught by windows with more of them would go on with gaps that are not there: the sentinel of the
     next one ends a target as well.
     """
-    tokenizer, spec, sentinels = pretrained.tokenizer, pretrained.spec, sentinels_of(pretrained.tokenizer)
+    spec, (ends, silent) = pretrained.spec, span_rules(pretrained, gaps)
     limit = max(1, min(max_tokens, spec.context - 1))
-    ends = {tokenizer.end_id, *sentinels[gaps : gaps + 1]}
-    silent = (tokenizer.special_ids | {spec.start}) - ends - set(sentinels[:gaps])
     with evaluating(pretrained.model):
         return beam_search(
             SourceReader(pretrained.model, sources, capacity=limit), [[spec.start]] * len(sources), beams,
@@ -179,8 +210,6 @@ def _targets(
 
 
 def _whole(tokenizer: Tokenizer, gaps: _Gaps, target: Hypothesis) -> Completion:
-    """The text with its gaps filled by what follows each sentinel in the target."""
-    sentinels = sentinels_of(tokenizer)
-    spans = [rebuild([sentinel], target.tokens, sentinels) for sentinel in sentinels[: gaps.count]]
-    text = _text(tokenizer, gaps.parts, spans)
+    """The text with its gaps filled by a target."""
+    text = _text(tokenizer, gaps.parts, _spans(tokenizer, gaps, target.tokens))
     return Completion(gaps.text, text, target.tokens, target.finished, score=target.score)

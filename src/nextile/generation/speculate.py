@@ -12,10 +12,10 @@ import secrets
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextile.base.errors import UsageError
 from nextile.generation.decode import (
@@ -32,6 +32,7 @@ from nextile.generation.decode import (
     withhold,
 )
 from nextile.generation.sample import Sampling, draw, penalized, point, random_stream, warp
+from nextile.nn.linear import Packed
 
 FIRST = 4  # tokens that are proposed at first; more after proposals that were right, fewer after others
 MOST = 16
@@ -141,6 +142,7 @@ class Reading:
         self.model, self.device = model, next(model.parameters()).device
         self.read: list[int] = []
         self.cache = model.new_cache(1, min(SMALL, model.spec.context))
+        self._packed = Packed(cast(nn.Module, model))
 
     def last(self, text: list[int], count: int) -> Tensor:
         """Logits (count, V) fp32 of what follows each of the last tokens of a text."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from nextile.nn.cache import StaticCache
 from nextile.nn.linear import lay_in_rows
+from nextile.nn.lora import LoraLinear
 
 BLOCK = 64  # tokens whose mass is summed before one of them is sought
 SMALL = 64  # keys of a cache that is always looked at whole
@@ -196,9 +197,10 @@ _kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 
 
 def _weights(model: Any) -> tuple[Any, ...]:
-    """Which tensors a model is made of, and how they lie; their numbers may change."""
+    """Which tensors a model is made of, how they lie, and what is computed with them; their numbers may change."""
     own = [*model.parameters(), *model.buffers()]
-    return tuple((id(each), each.dtype, each.shape, each.stride(), each.device) for each in own)
+    layers = tuple((type(each), each.active if isinstance(each, LoraLinear) else None) for each in model.modules())
+    return layers, tuple((id(each), each.dtype, each.shape, each.stride(), each.device) for each in own)
 
 
 def _steps(model: Any) -> dict[tuple[int, int, int], Step]:

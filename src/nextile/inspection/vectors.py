@@ -116,7 +116,7 @@ def word_vectors(pretrained: Pretrained, side: Side = "input") -> Lookup:
 
 def _named(tokenizer: Tokenizer, matrix: np.ndarray) -> WordTable:
     """The tokens that are text, in the order of their ids, and their rows; of two that look alike the first."""
-    shown, rows = _display(tokenizer), {}
+    shown, rows = displays(tokenizer), {}
     for index in range(min(tokenizer.vocab_size, len(matrix))):  # a matrix may be padded, or lack the last tokens
         word = None if index in tokenizer.special_ids else shown(index)
         if word and word != MARK and word.isprintable() and " " not in word:
@@ -124,8 +124,8 @@ def _named(tokenizer: Tokenizer, matrix: np.ndarray) -> WordTable:
     return WordTable(tuple(rows), matrix[list(rows.values())])
 
 
-def _display(tokenizer: Tokenizer) -> Callable[[int], str | None]:
-    """How a token is shown."""
+def displays(tokenizer: Tokenizer) -> Callable[[int], str | None]:
+    """How a token is called among the words."""
     if tokenizer.kind in SPELLED:
         pieces = any(token.startswith(SENTENCEPIECE_SPACE) for token in tokenizer.core.get_vocab())
         return lambda index: _marked(tokenizer.core.id_to_token(index), SENTENCEPIECE_SPACE if pieces else "")

@@ -4,6 +4,7 @@ Shapes: B batch, T time asked, S time seen, D width, H heads, K kv-heads (G = H 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from nextile.nn.dropout import dropout
 from nextile.nn.linear import Linear
 from nextile.nn.norm import make_norm
 from nextile.nn.position import Rotate
-from nextile.nn.tap import tap, wanted
+from nextile.nn.tap import chosen_heads, tap, wanted
+
+CAPTURED = ("queries", "keys", "values", "compared", "hidden", "scores", "weights", "heads")  # what `capture` names
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,34 @@ def capped(scores: Tensor, cap: float | None) -> Tensor:
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
+def compared(q: Tensor, k: Tensor, scale: float, cap: float | None = None) -> Tensor:
+    """How well queries (B, H, T, E) and keys (B, K, S, E) fit, at least in float32, before any bias: (B, H, T, S)."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
+    scores = (grouped @ k.mT).reshape(*q.shape[:3], -1)  # (B, H, T, S)
+    return capped((scores.double() if scores.dtype == torch.float64 else scores.float()) * scale, cap)
+
+
+def hidden(scores: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+    """Which keys are hidden from which queries, (B or 1, H or 1, T, S), of scores (B, H, T, S)."""
+    if bias is not None:
+        return (bias == torch.finfo(bias.dtype).min).expand(-1, -1, *scores.shape[2:])
+    time, seen = scores.shape[2:]
+    everything = torch.ones(1, 1, time, seen, dtype=torch.bool, device=scores.device)
+    return everything.triu(seen - time + 1) if causal else ~everything  # the last query sees everything
+
+
 def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float = 0.0,
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The textbook's way: q (B, H, T, E), k, v (B, K, S, E) -> result (B, H, T, E), scores, weights (B, H, T, S)."""
-    batch, heads, time, _ = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
-    scores = (grouped @ k.mT).reshape(batch, heads, time, -1)  # (B, H, T, S)
-    scores = capped((scores.double() if scores.dtype == torch.float64 else scores.float()) * scale, cap)
+    scores = compared(q, k, scale, cap)
     if bias is not None:
         scores = scores + bias
     elif causal:
-        ahead = scores.shape[-1] - time  # the last query sees everything
-        seen = torch.ones(time, scores.shape[-1], dtype=torch.bool, device=q.device).tril(ahead)
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(hidden(scores, None, causal), torch.finfo(scores.dtype).min)
     weights = dropout(scores.softmax(-1), share).to(v.dtype)
-    result = weights.reshape(batch, k.shape[1], -1, k.shape[2]) @ v  # (B, K, G*T, E)
+    result = weights.reshape(len(q), k.shape[1], -1, k.shape[2]) @ v  # (B, K, G*T, E)
     return result.reshape(q.shape), scores, weights
 
 
@@ -145,14 +159,33 @@ class MultiHeadAttention(nn.Module):
         rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": share, "cap": self.soft_cap}
         if attend is not None:
             z = attend(q, k, v, **rule)
-        elif any(wanted(self, what) for what in ("queries", "keys", "values", "scores", "weights", "heads")):
-            z, scores, weights = explicit_attention(q, k, v, **rule)
-            named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": z}
-            for what, value in named.items():
-                tap(self, what, value)
+        elif any(wanted(self, what) for what in CAPTURED):
+            z = self.capture(q, k, v, **rule)
         else:
             z = fast_attention(q, k, v, **rule)
         return self.out(z.transpose(1, 2).flatten(2))
+
+    def capture(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, **rule: Any) -> Tensor:
+        """Attend, and tap what a recording asks for: of all heads, or of the few, beside the fast path of all.
+
+        Queries and keys are tapped as they are multiplied, after norms and turns; of some heads the keys and values
+        are those of their groups. Returns (B, H, T, E).
+        """
+        asked = chosen_heads()
+        z = None if asked is None else fast_attention(q, k, v, bias=bias, causal=causal, **rule)
+        if asked is not None:
+            groups = [head * k.shape[1] // q.shape[1] for head in asked]
+            q, k, v = q[:, asked], k[:, groups], v[:, groups]
+            bias = bias if bias is None or bias.shape[1] == 1 else bias[:, asked]
+        heads, scores, weights = explicit_attention(q, k, v, bias=bias, causal=causal, **rule)
+        named = {"queries": q, "keys": k, "values": v, "scores": scores, "weights": weights, "heads": heads}
+        for what, value in named.items():
+            tap(self, what, value)
+        if wanted(self, "compared"):
+            tap(self, "compared", compared(q, k, rule["scale"], rule["cap"]))
+        if wanted(self, "hidden"):
+            tap(self, "hidden", hidden(scores, bias, causal))
+        return heads if z is None else z
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_width)).transpose(1, 2)

@@ -27,14 +27,18 @@ class ResidualBefore(nn.Module):
         return self.dropout(self.inner(self.norm(x), *context))
 
     def forward(self, x: Tensor, *context) -> Tensor:
-        return x + self.branch(x, *context)
+        added = self.branch(x, *context)
+        tap(self, "added", added)
+        return x + added
 
 
 class ResidualAfter(ResidualBefore):
     """norm(x + f(x)): the 2017 shape (post-norm)."""
 
     def forward(self, x: Tensor, *context) -> Tensor:
-        return self.norm(x + self.dropout(self.inner(x, *context)))
+        added = self.dropout(self.inner(x, *context))
+        tap(self, "added", added)
+        return self.norm(x + added)
 
 
 class ResidualInside(ResidualBefore):
@@ -125,7 +129,10 @@ class ParallelBlock(Block):
         """(B, T, D) -> (B, T, D)."""
         if self.scalars is not None:
             x = self.scalars(x, place.first)
-        x = x + self.self_attention.branch(x, place, kept) + self.feed_forward.branch(x)
+        attended, fed = self.self_attention.branch(x, place, kept), self.feed_forward.branch(x)
+        tap(self.self_attention, "added", attended)
+        tap(self.feed_forward, "added", fed)
+        x = x + attended + fed
         tap(self, "stream", x)
         return x
 

@@ -88,8 +88,11 @@ class TokenEmbedding(nn.Module):
         x = self.token(ids)
         tap(self, "tokens", x)
         x = self.types(x * self.scale if self.scale != 1.0 else x)
+        tap(self, "scaled", x)
         if self.position is not None:
-            x = x + self.position(positions).to(x.dtype)
+            place = self.position(positions).to(x.dtype)
+            tap(self, "places", place)
+            x = x + place
         return self.dropout(self.norm(x))
 
 
@@ -144,7 +147,10 @@ class ImageEmbedding(nn.Module):
         tap(self, "vectors", x)
         if self.summary is not None:
             x = torch.cat((self.summary.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
-        return self.dropout(x + self.position.weight.to(x.dtype))
+        place = self.position.weight.to(x.dtype)
+        tap(self, "scaled", x)
+        tap(self, "places", place)
+        return self.dropout(x + place)
 
     def vectors(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, T, D), row by row from the top left."""

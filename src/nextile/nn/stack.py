@@ -16,6 +16,7 @@ from nextile.nn.block import BLOCKS
 from nextile.nn.cache import Cache, KeyValues, Memory, Slot, StaticCache
 from nextile.nn.norm import make_norm
 from nextile.nn.position import BIASES, RotaryPosition, Rotate, within
+from nextile.nn.tap import tap
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
@@ -89,6 +90,7 @@ class TransformerStack(nn.Module):
         """
         if segments is not None and cache is not None:
             raise ValueError("segments and cache exclude each other: a cache knows the length of each row")
+        tap(self, "entered", x)
         read = self._read_beside(x, segments, ids)
         by_kind = {local: replace(place, **read) for local, place in self._places(x, segments, cache).items()}
         heard = heard_of(memory, segments, attention_dtype(x)) if memory else None
@@ -164,4 +166,6 @@ class TransformerStack(nn.Module):
         if own is not None:
             visible = visible & own
         bias = 0.0 if self.position_bias is None else self.position_bias(distance).to(dtype)
+        if isinstance(bias, Tensor):
+            tap(self, "position_biases", bias)  # those of hidden keys too
         return hide(visible[:, None], bias, dtype)

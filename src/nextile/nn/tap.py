@@ -4,10 +4,15 @@
         model(ids)
     seen["stack.blocks.2.self_attention.inner.weights"]        # (B, H, T, S)
 
-Nothing is paid when no recording is open, and while one is, only the parts that it asks for leave the fast path.
+Nothing is paid when no recording is open, and while one is, only the parts that it asks for leave the fast path. Of
+attention a recording may ask for a few heads: the others are then never weighed in the open.
+
+    with record(model, "stack.blocks.2.self_attention.inner.weights", heads=[3]) as seen:
+        model(ids)
+    seen["stack.blocks.2.self_attention.inner.weights"]        # (B, 1, T, S)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -19,8 +24,10 @@ from torch import Tensor, nn
 class Recording(dict[str, Tensor]):
     """Intermediates by name; a name is the part's path in the model, a dot, and what the part calls it."""
 
-    def __init__(self, model: nn.Module, patterns: tuple[str, ...]):
+    def __init__(self, model: nn.Module, patterns: tuple[str, ...], heads: Sequence[int] | None = None):
+        """heads: those of attention that are asked for; None: all."""
         super().__init__()
+        self.heads = None if heads is None else list(heads)
         self._paths = {id(part): path for path, part in model.named_modules()}
         self._patterns = patterns
 
@@ -36,9 +43,12 @@ _open: ContextVar[Recording | None] = ContextVar("nextile_recording", default=No
 
 
 @contextmanager
-def record(model: nn.Module, *patterns: str) -> Iterator[Recording]:
-    """Keep what `tap` is given under names that match a pattern (`*` matches anything); the latest value stays."""
-    token = _open.set(Recording(model, patterns))
+def record(model: nn.Module, *patterns: str, heads: Sequence[int] | None = None) -> Iterator[Recording]:
+    """Keep what `tap` is given under names that match a pattern (`*` matches anything); the latest value stays.
+
+    heads: of attention keep these alone, in this order; None: all.
+    """
+    token = _open.set(Recording(model, patterns, heads))
     try:
         recording = _open.get()
         assert recording is not None
@@ -56,6 +66,12 @@ def wanted(part: nn.Module, what: str) -> bool:
     """Is a recording open that asks for this? Parts ask before they compute what the fast path never has."""
     recording = _recording()
     return recording is not None and recording.name(part, what) is not None
+
+
+def chosen_heads() -> list[int] | None:
+    """The heads that the open recording asks for; None: all."""
+    recording = _recording()
+    return None if recording is None else recording.heads
 
 
 def tap(part: nn.Module, what: str, value: Tensor) -> None:

@@ -199,7 +199,7 @@ class Engine:
         text.tell = _Teller(self, text, tell)
         with self._lock:
             self._refuse_closed()
-            if len(self._texts) >= self._rows + self._queue:
+            if len(self._texts) >= self.room:
                 raise Full(f"{len(self._texts):,} texts are being written or wait: try again later")
             self._texts.add(text)
             self._new.append(text)
@@ -220,6 +220,11 @@ class Engine:
             self._jobs.append(job)
             self._lock.notify()
         return Ticket(self, job)
+
+    @property
+    def room(self) -> int:
+        """Texts that there can be at a time, those included that wait."""
+        return self._rows + self._queue
 
     @property
     def alive(self) -> bool:

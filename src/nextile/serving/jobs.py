@@ -5,22 +5,31 @@ Shapes: T tokens of a prompt, D width, V vocabulary, N pictures or texts, K clas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.generation.beam import Beams, Looked, beam_rounds
+from nextile.generation.beam import Beams, Hypothesis, beam_rounds
 from nextile.generation.complete import encode_prompt
 from nextile.generation.decode import EagerReader, Reader, SourceReader, evaluating, log_probabilities
+from nextile.generation.fill import fill, masked_ids, span_rules, span_source, with_spans
 from nextile.generation.pool import embed_rows
+from nextile.generation.sample import Sampling
 from nextile.generation.translate import Translation, not_written, source_ids, translating
+from nextile.inspection.beams import Tree, growing
+from nextile.inspection.look import Inspection
+from nextile.inspection.payload import head_part
 from nextile.nn import specs
 from nextile.serving.answers import Words
-from nextile.serving.protocol import BeamAnswer, BeamNode, BeamText, Classes, ClassShare
+from nextile.serving.protocol import BeamAnswer, Classes, ClassShare, Filled, FilledText, GapShare
 from nextile.tasks import classification, labelling
+from nextile.text.masks import mask_of, ordinary_of
 
 TOGETHER = 8  # texts or pictures of one piece
 SENTENCES = 4  # whose beams are sought at a time
@@ -112,30 +121,97 @@ def translations(
     return (yield from translating(model, sources, beams, n=n, max_tokens=max_tokens, batch=SENTENCES))
 
 
+# --- gaps -------------------------------------------------------------------------------------------------------------
+
+
+def masks(
+    model: Pretrained, words: Words, texts: Sequence[str], sampling: Sampling, n: int, top: int
+) -> Generator[None, None, list[Filled]]:  # fmt: skip
+    """Texts with their masks filled n times, and what else each mask of the first may be, as the others then stand."""
+    found: list[Filled] = []
+    for number, text in enumerate(texts):
+        whole = fill(model, [text], sampling, n=n)[0]
+        yield
+        shares = yield from _shares(model, words, text, whole[0].tokens, top)
+        filled = [FilledText(text=e.text, fills=[words.text(t) for t in e.tokens], score=None) for e in whole]
+        found.append(Filled(index=number, texts=filled, gaps=shares))
+    return found
+
+
+def _shares(
+    model: Pretrained, words: Words, text: str, tokens: Sequence[int], top: int
+) -> Generator[None, None, list[list[GapShare]]]:  # fmt: skip
+    """The likeliest tokens of each mask, the others filled by these tokens."""
+    ids, rows = masked_ids(model.tokenizer, text, model.spec.context), list[list[GapShare]]()
+    places = [place for place, token in enumerate(ids) if token == model.tokenizer.mask_id]
+    for place, token in zip(places, tokens, strict=True):
+        ids[place] = token
+    ordinary = torch.from_numpy(ordinary_of(model.tokenizer))
+    ordinary = ordinary[ordinary < model.spec.embed.vocab]  # type: ignore[union-attr]
+    for place, token in zip(places, tokens, strict=True):
+        ids[place] = mask_of(model.tokenizer)
+        logprobs = _logprobs(model.model, ids, place, ordinary)
+        best = logprobs.topk(min(top, len(ordinary)))
+        rows.append([
+            GapShare(id=(index := int(ordinary[at])), text=words.text(index), probability=math.exp(logprob))
+            for at, logprob in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ])  # fmt: skip
+        ids[place] = token
+        yield
+    return rows
+
+
+@torch.no_grad()
+def _logprobs(model: Any, ids: Sequence[int], place: int, ordinary: torch.Tensor) -> torch.Tensor:
+    """Of these tokens at a place, in nats: (V,)."""
+    with evaluating(model):
+        logits = model(torch.tensor([ids], device=next(model.parameters()).device))[0, place]
+    return log_probabilities(logits.float().cpu()[ordinary])
+
+
+def spans(
+    model: Pretrained, texts: Sequence[str], beams: Beams, n: int, max_tokens: int
+) -> Generator[None, None, list[Filled]]:  # fmt: skip
+    """Texts with what the n best targets put into their gaps; a text without a gap goes on at its end."""
+    found: list[Filled] = []
+    for number, text in enumerate(texts):
+        best: list[Hypothesis] = yield from _targets(model, text, beams, n, max_tokens)
+        whole = [(*with_spans(model, text, each.tokens), each.score) for each in best]
+        filled = [FilledText(text=text, fills=fills, score=score) for text, fills, score in whole]
+        found.append(Filled(index=number, texts=filled, gaps=[]))
+    return found
+
+
+def _targets(
+    model: Pretrained, text: str, beams: Beams, n: int, max_tokens: int
+) -> Generator[None, None, list[Hypothesis]]:  # fmt: skip
+    spec = model.spec
+    assert isinstance(spec, specs.EncoderDecoder)
+    source, gaps = span_source(model, text)
+    (ends, never), limit = span_rules(model, gaps), max(1, min(max_tokens, spec.context - 1))
+    with evaluating(model.model):  # type: ignore[arg-type]
+        reader = SourceReader(model.model, [source], capacity=limit)  # type: ignore[arg-type]
+        rounds = beam_rounds(reader, [[spec.start]], beams, limits=[limit], end_ids=ends, never=never, n=n)
+        while True:
+            try:
+                next(rounds)
+            except StopIteration as done:
+                return done.value[0]
+            yield
+
+
+# --- looking inside ---------------------------------------------------------------------------------------------------
+
+
+def head(look: Inspection, which: str, layer: int, number: int) -> Generator[None, None, dict[str, Any]]:
+    """One head of what is looked into. Errors: UsageError for a head that there is not."""
+    yield
+    if which not in look.which:
+        raise UsageError(f"there is no attention called {which!r} here: it is one of {', '.join(look.which) or 'none'}")
+    return head_part(look, which, layer, number)
+
+
 # --- the tree of beams ------------------------------------------------------------------------------------------------
-
-
-class Tree:
-    """What beams looked at, round by round."""
-
-    def __init__(self, words: Words):
-        self._words = words
-        self.rounds: list[list[BeamNode]] = []
-        self._going: list[int | None] = [None]  # the numbers of those that go on, in their order
-        self._count = 0
-
-    def grow(self, looked: Sequence[Looked]) -> None:
-        """Take a round."""
-        nodes = [self._node(each) for each in looked]
-        self._going = [node.id for node, each in zip(nodes, looked, strict=True) if each.fate == "on"]
-        self.rounds.append(nodes)
-
-    def _node(self, looked: Looked) -> BeamNode:
-        self._count += 1
-        return BeamNode(
-            id=self._count - 1, parent=self._going[looked.row], token=looked.token,
-            text=self._words.text(looked.token), logprob=looked.logprob, kept=looked.fate != "left",
-        )  # fmt: skip
 
 
 def beam_tree(
@@ -145,26 +221,14 @@ def beam_tree(
 
     The text leaves room in the model's context; that is for the caller to see to.
     """
-    tree, tokenizer = Tree(words), model.tokenizer
+    tokenizer = model.tokenizer
     reader, prompt, never = _reader(model, text, max_tokens)
     with evaluating(model.model):  # type: ignore[arg-type]
-        work = beam_rounds(
+        rounds = beam_rounds(
             reader, [prompt], beams, limits=[max_tokens], end_ids={tokenizer.end_id}, never=never, n=n
         )  # fmt: skip
-        (texts,) = yield from _told(work, tree)
-    found = [BeamText(text=tokenizer.decode(each.tokens), score=each.score, ids=each.tokens) for each in texts]
-    return BeamAnswer(rounds=tree.rounds, texts=found)
-
-
-def _told(work: Generator[list[list[Looked]], None, Any], tree: Tree) -> Generator[None, None, Any]:
-    """The rounds of one source, told to its tree; returns what they end in."""
-    while True:
-        try:
-            (looked,) = next(work)
-        except StopIteration as end:
-            return end.value
-        tree.grow(looked)
-        yield
+        found = yield from growing(Tree(words.text), rounds, tokenizer.decode)
+    return BeamAnswer.model_validate(asdict(found))
 
 
 def _reader(model: Pretrained, text: str, max_tokens: int) -> tuple[Reader, list[int], set[int]]:

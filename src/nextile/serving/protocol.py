@@ -319,6 +319,48 @@ class PaintBody(DrawBody):
     stream: bool = False
 
 
+class FillBody(Body):
+    """POST /v1/fill: texts in which what is missing is written [MASK].
+
+    top: other tokens for each gap that are shown; temperature, seed: of masked models. beams, max_tokens: of denoisers.
+    """
+
+    input: Texts
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    top: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 5
+    temperature: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    seed: Seed | None = None
+    beams: Width = 5
+    max_tokens: Annotated[int, Field(ge=1, le=512)] = 64
+
+
+class InspectBody(Body):
+    """POST /v1/inspect: a text, words, or a picture as a data URL; of an encoder-decoder also a target.
+
+    which, layer, head: what is looked at first; without them something worth a look. max_tokens, beams: of what is
+    written.
+    """
+
+    input: Annotated[str, Field(min_length=1)]
+    target: str | None = None
+    which: Literal["self", "encoder", "cross"] | None = None
+    layer: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
+    head: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=64)] = 12
+    beams: Annotated[int, Field(ge=1, le=16)] = 4
+
+
+class HeadBody(Body):
+    """POST /v1/inspect/head: one head, of the same input (and with the same beams, where the target is the model's)."""
+
+    input: Annotated[str, Field(min_length=1)]
+    target: str | None = None
+    which: Literal["self", "encoder", "cross"] = "self"
+    layer: Annotated[int, Field(ge=0, le=1 << 16)]
+    head: Annotated[int, Field(ge=0, le=1 << 16)]
+    beams: Annotated[int, Field(ge=1, le=16)] = 4
+
+
 class TokensBody(Body):
     """POST /v1/tokens."""
 
@@ -664,6 +706,57 @@ class BeamAnswer(BaseModel):
     object: Literal["beams"] = "beams"
     rounds: list[list[BeamNode]]
     texts: list[BeamText]
+
+
+class GapShare(BaseModel):
+    """A token that a gap may have, and how probable it is there."""
+
+    id: int
+    text: str
+    probability: float
+
+
+class FilledText(BaseModel):
+    """A text with its gaps filled, what stands in each of them, and by what beams rank it."""
+
+    text: str
+    fills: list[str]
+    score: float | None
+
+
+class Filled(BaseModel):
+    """One text as the model would have it; of masked models what else each gap of the first may have."""
+
+    index: int
+    texts: list[FilledText]
+    gaps: list[list[GapShare]]
+
+
+class FillAnswer(BaseModel):
+    """Of POST /v1/fill."""
+
+    object: Literal["list"] = "list"
+    data: list[Filled]
+    model: str
+
+
+class InspectAnswer(BaseModel):
+    """Of POST /v1/inspect: all that the page shows of it, with arrays in base64 (`nextile.inspection.payload`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int
+    kind: str
+
+
+class HeadAnswer(BaseModel):
+    """Of POST /v1/inspect/head: a head's queries, keys, values, mask and weights, with arrays in base64."""
+
+    model_config = ConfigDict(extra="allow")
+
+    which: str
+    layer: int
+    head: int
 
 
 class Token(BaseModel):

@@ -1,12 +1,15 @@
-"""What each route is for: vectors, translations, classes, pictures, beams, tokens, and which model there is."""
+"""What each route is for: vectors, translations, classes, pictures, gaps, beams, looks inside, and what is served."""
 
 from __future__ import annotations
 
 import base64
+import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,7 +21,12 @@ from nextile.generation.beam import Beams
 from nextile.generation.decode import Emitted
 from nextile.generation.paint import palette_of
 from nextile.generation.pool import text_ids
+from nextile.generation.sample import Sampling
 from nextile.generation.translate import Translation, source_ids
+from nextile.inspection.inspect import inspect as look_into
+from nextile.inspection.look import Inspection
+from nextile.inspection.page import finite
+from nextile.inspection.payload import payload_by_parts
 from nextile.serving import jobs
 from nextile.serving.answers import REASONS
 from nextile.serving.engine import Request
@@ -37,6 +45,13 @@ from nextile.serving.protocol import (
     Embedding,
     EmbeddingAnswer,
     EmbeddingBody,
+    FillAnswer,
+    FillBody,
+    Filled,
+    HeadAnswer,
+    HeadBody,
+    InspectAnswer,
+    InspectBody,
     ModelList,
     PaintAnswer,
     PaintBody,
@@ -56,10 +71,14 @@ from nextile.serving.protocol import (
 from nextile.serving.reading import EventStream, attended
 from nextile.serving.served import Served, answer, sampling_of
 from nextile.serving.writing import DONE, chat, completions, event
+from nextile.text.masks import MASK
 
 EVENTS = 24  # of a stream of pictures, some: a picture is a few kilobytes
 READERS = ("lm", "masked", "denoise", "translate", "words", "classify-text")  # tasks of models of texts
 MOST_PICTURES = 64  # of one request
+MOST_GAPS = 64  # of a text, all ways to fill them together
+MOST_PIECES = 512  # of what is looked into
+MOST_WEIGHTS = 256 << 20  # bytes, of all heads of all its stacks
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
@@ -221,6 +240,112 @@ class Painting:
         yield DONE
 
 
+# --- gaps -------------------------------------------------------------------------------------------------------------
+
+
+async def fill(served: Served, http: Http) -> Response:
+    """POST /v1/fill."""
+    body = await served.reader.read(http, FillBody)
+    served.refuse_other(body.model)
+    served.refuse_unless("masked", "denoise")
+    for text in body.input:
+        await served.encoded(text, lambda text: [], "input")  # which refuses what is too long
+    work = _masks(served, body) if served.model.task == "masked" else _spans(served, body)
+    found: list[Filled] = await attended(http.receive, served.job(work))
+    return answer(FillAnswer(data=found, model=served.name))
+
+
+def _masks(served: Served, body: FillBody) -> jobs.Work:
+    """Errors: Refusal (400) for what a masked model does not do, and for more gaps than are filled at a time."""
+    _refuse_fields(body, "a masked model fills each gap by one token", "beams", "max_tokens")
+    if body.n > 1 and body.temperature == 0:
+        raise Refusal(400, f"n is {body.n} and the temperature 0: all would be alike; give a temperature", param="n")
+    gaps = max(text.count(MASK) for text in body.input) * body.n
+    if gaps > MOST_GAPS:
+        raise Refusal(400, f"{gaps} gaps are to be filled, and at most {MOST_GAPS} of a text are: leave fewer, or "
+                      "ask for fewer texts", param="input")  # fmt: skip
+    seed = secrets.randbits(64) if body.seed is None else body.seed % (1 << 64)
+    sampling = Sampling(temperature=body.temperature, seed=seed)
+    return jobs.masks(served.model, served.words, body.input, sampling, body.n, body.top)
+
+
+def _spans(served: Served, body: FillBody) -> jobs.Work:
+    """Errors: Refusal (400) for what a denoiser does not do."""
+    _refuse_fields(body, "a denoiser seeks the likeliest text", "temperature", "seed", "top")
+    if body.n > body.beams:
+        raise Refusal(400, f"n is {body.n} and the beams are {body.beams}: ask for as many at most", param="n")
+    return jobs.spans(served.model, body.input, Beams(width=body.beams), body.n, body.max_tokens)
+
+
+def _refuse_fields(body: FillBody, why: str, *names: str) -> None:
+    given = [name for name in names if name in body.model_fields_set]
+    if given:
+        raise Refusal(400, f"'{given[0]}' does nothing here: {why}; leave it out", param=given[0])
+
+
+# --- looking inside ---------------------------------------------------------------------------------------------------
+
+
+async def inspect(served: Served, http: Http) -> Response:
+    """POST /v1/inspect."""
+    body = await served.reader.read(http, InspectBody)
+    served.refuse_other(body.model)
+    look = await _look(served, body.input, body.target, body.beams)
+    chosen = {"which": body.which, "layer": body.layer, "head": body.head}
+    work = payload_by_parts(look, max_tokens=body.max_tokens, beams=body.beams, **chosen)
+    found = await attended(http.receive, served.job(work))
+    found["model"]["name"] = served.name  # and not that of its folder
+    return await _packed(served, found)
+
+
+async def inspect_head(served: Served, http: Http) -> Response:
+    """POST /v1/inspect/head."""
+    body = await served.reader.read(http, HeadBody)
+    served.refuse_other(body.model)
+    look = await _look(served, body.input, body.target, body.beams)
+    work = jobs.head(look, body.which, body.layer, body.head)
+    return await _packed(served, await attended(http.receive, served.job(work)))
+
+
+async def _look(served: Served, given: str, target: str | None, beams: int) -> Inspection:
+    """What there is to look at; nothing is computed yet. Errors: Refusal (400) for what is too long or too large."""
+    what: str | bytes = given
+    if served.model.task in ("classify", "paint"):
+        what = picture_bytes(given, "input")
+        await served.threaded(read_picture, what, served.model.images, "input")  # which refuses giants
+    else:
+        await served.encoded(given, lambda text: [], "input")  # which refuses what is too long
+        if target is not None:
+            if served.model.task not in ("translate", "denoise"):
+                raise Refusal(400, f"'{served.name}' reads no pairs: leave out the target", param="target")
+            served.refuse_ids(await served.encoded(target, served.model.tokenizer.encode, "target") or [0], "target")
+    look = await served.threaded(partial(look_into, served.model, what, target, beams=beams))
+    _refuse_large(look)
+    return look
+
+
+def _refuse_large(look: Inspection) -> None:
+    """Errors: Refusal (400) where the weights of all heads would take too much memory."""
+    pieces = len(look.pieces)
+    if pieces > MOST_PIECES:
+        raise Refusal(
+            400, f"there are {pieces:,} positions, and at most {MOST_PIECES:,} are looked at here: shorten the text",
+            param="input", code="context_length_exceeded",
+        )  # fmt: skip
+    size = sum(4 * look.depth(which) * look.heads(which) for which in look.which) * pieces**2
+    if size > MOST_WEIGHTS:
+        raise Refusal(
+            400, f"the weights of all heads are {size >> 20:,} MiB, and at most {MOST_WEIGHTS >> 20} are looked at "
+            "here: give less at a time, or use nextile inspect", param="input",
+        )  # fmt: skip
+
+
+async def _packed(served: Served, found: dict[str, Any]) -> Response:
+    """A payload as JSON, made beside the event loop: it is some megabytes."""
+    text = await served.threaded(lambda: json.dumps(finite(found), separators=(",", ":")))
+    return Response(text, media_type="application/json")
+
+
 # --- beams and tokens -------------------------------------------------------------------------------------------------
 
 
@@ -288,5 +413,8 @@ POSTED = (
     Route("/v1/classify", classify, ClassifyBody, ClassifyAnswer),
     Route("/v1/paint", paint, PaintBody, PaintAnswer),
     Route("/v1/beams", beams, BeamBody, BeamAnswer),
+    Route("/v1/fill", fill, FillBody, FillAnswer),
+    Route("/v1/inspect", inspect, InspectBody, InspectAnswer),
+    Route("/v1/inspect/head", inspect_head, HeadBody, HeadAnswer),
     Route("/v1/tokens", tokens, TokensBody, TokensAnswer),
 )

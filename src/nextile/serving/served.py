@@ -43,8 +43,8 @@ WHAT = {
     "classify": "a classifier of pictures: ask /v1/classify",
     "classify-text": "a classifier of texts: ask /v1/classify or /v1/embeddings",
     "paint": "a painter: ask /v1/paint",
-    "masked": "a masked model, which writes nothing from left to right: ask /v1/embeddings",
-    "denoise": "a denoiser, which writes nothing from left to right: ask /v1/embeddings",
+    "masked": "a masked model, which writes nothing from left to right: ask /v1/fill or /v1/embeddings",
+    "denoise": "a denoiser, which writes nothing from left to right: ask /v1/fill or /v1/embeddings",
     "words": "one of word vectors, which writes nothing: ask /v1/embeddings",
 }
 
@@ -184,7 +184,15 @@ class Served:
             raise self.told(error, 400) from None
 
     def submit(self, flow: Flow, requests: Sequence[Request]) -> None:
-        """Give requests to the engine, to be told of by their places. Errors: Refusal: 429 where there is no room."""
+        """Give requests to the engine, to be told of by their places.
+
+        Errors: Refusal: 429 where there is no room now, 400 where there never is for so many.
+        """
+        if len(requests) > self.engine.room:
+            raise Refusal(
+                400, f"{len(requests)} texts are asked for, and this server holds {self.engine.room} at a time, "
+                "those included that wait: ask for fewer, or start it with more --rows or --queue",
+            )  # fmt: skip
         try:
             for number, request in enumerate(requests):
                 flow.hold(self.engine.submit(request, flow.teller(number)))

@@ -258,6 +258,12 @@ def evaluate_pairs(
         return measured | _quality(pretrained, data, beams or Beams(), tokens, report)
 
 
+def evaluate_loss(pretrained: Pretrained, sources: Sequence[str], report: Report) -> dict[str, float]:
+    """As `evaluate_pairs`, but nothing is translated: loss, perplexity and bits per byte."""
+    with TemporaryDirectory(prefix="nextile-evaluate-") as folder:
+        return _loss(pretrained, _evaluated(pretrained, sources, Path(folder), report), report)
+
+
 def _evaluated(pretrained: Pretrained, sources: Sequence[str], folder: Path, report: Report) -> PairData:
     """The pairs to evaluate on; there are none to train on."""
     if sources:

@@ -3,8 +3,6 @@
 import { make } from "./dom.js";
 
 const USES = {
-  masked: ["fills gaps in texts", 'generate NAME "It was a [MASK] night"'],
-  denoise: ["fills gaps in texts", 'generate NAME "It was a [MASK] night"'],
   words: ["knows words as vectors", "words NAME near king"],
 };
 
@@ -18,7 +16,7 @@ export class About {
       make(
         "p",
         {},
-        `This model ${what}. This page has nothing to play with it; the server gives its vectors at `,
+        `This model ${what}. Beside a look inside this page has nothing to play with it; the server gives its vectors at `,
         make("code", {}, "/v1/embeddings"),
         ", and the command line uses it by",
       ),

@@ -89,7 +89,7 @@ export class Chat {
 
   push(role, content) {
     this.messages.push({ role, content });
-    const words = make("div", { class: "words" }, visible(content));
+    const words = make("div", { class: "said" }, visible(content));
     this.log.append(make("li", { class: role }, make("b", {}, role === "user" ? "You" : "Model"), words));
     this.settle();
     return words;

@@ -5,42 +5,16 @@ import { Beams } from "./beams.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
 import { count, make, rove, visible } from "./dom.js";
+import { Fill } from "./fill.js";
+import { Inside } from "./inside.js";
 import { Paint } from "./paint.js";
+import { wear } from "./theme.js";
 import { Translate } from "./translate.js";
 import { models, Work } from "./work.js";
 import { Write } from "./write.js";
 
 const place = document.getElementById("views");
 const tabs = document.getElementById("tabs");
-
-// --- light and dark -----------------------------------------------------------------------------------------------
-
-const THEMES = ["system", "light", "dark"];
-
-function stored() {
-  try {
-    return THEMES.includes(localStorage.theme) ? localStorage.theme : "system";
-  } catch {
-    return "system"; // a browser that keeps nothing
-  }
-}
-
-function wear(theme) {
-  const button = document.getElementById("theme");
-  document.documentElement.dataset.theme = theme;
-  button.textContent = { system: "\u25d0", light: "\u25cb", dark: "\u25cf" }[theme];
-  button.setAttribute("aria-label", `Colours: ${theme === "system" ? "as the system" : theme}`);
-  button.title = button.getAttribute("aria-label");
-  button.onclick = () => {
-    const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    try {
-      localStorage.theme = next;
-    } catch {
-      /* it holds until the page is left */
-    }
-    wear(next);
-  };
-}
 
 // --- views --------------------------------------------------------------------------------------------------------
 
@@ -54,13 +28,13 @@ function show(view) {
     each.tab.setAttribute("aria-selected", String(each === view));
     each.tab.tabIndex = each === view ? 0 : -1;
   }
-  history.replaceState(null, "", `#${view.title.toLowerCase()}`);
+  history.replaceState(null, "", `#${view.name}`);
   view.view.entered?.();
 }
 
 function arrange(list) {
   views = list.map((view) => {
-    const name = view.title.toLowerCase();
+    const name = view.title.toLowerCase().replaceAll(" ", "-");
     const tab = make(
       "button",
       { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` },
@@ -71,13 +45,13 @@ function arrange(list) {
       { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}` },
       view.element,
     );
-    return { title: view.title, view, tab, panel };
+    return { name, view, tab, panel };
   });
   for (const each of views) each.tab.addEventListener("click", () => show(each));
   tabs.replaceChildren(...views.map((each) => each.tab));
   tabs.hidden = views.length < 2;
   place.replaceChildren(...views.map((each) => each.panel));
-  show(views.find((each) => `#${each.title.toLowerCase()}` === location.hash) ?? views[0]);
+  show(views.find((each) => `#${each.name}` === location.hash) ?? views[0]);
 }
 
 addEventListener("keydown", (event) => {
@@ -90,24 +64,40 @@ addEventListener("keydown", (event) => {
 
 // --- the model ----------------------------------------------------------------------------------------------------
 
+const open = (view) => show(views.find((each) => each.view === view));
+
 function writers(model) {
-  const write = new Write(model);
+  const write = new Write(model, (text) => {
+    open(inside);
+    inside.look(text);
+  });
+  const inside = new Inside(model, () => write.text);
   const goOn = (text) => {
     write.put(text);
-    show(views.find((each) => each.view === write));
+    open(write);
   };
-  return [write, new Beams(() => write.text, goOn), ...(model.nextile.chat ? [new Chat()] : [])];
+  return [write, new Beams(() => write.text, goOn), ...(model.nextile.chat ? [new Chat()] : []), inside];
+}
+
+/** A view and a look inside what it is about. */
+function besides(view, begun) {
+  return (model) => {
+    const main = view(model);
+    return [main, new Inside(model, () => begun(main))];
+  };
 }
 
 const VIEWS = {
   lm: writers,
-  translate: (model) => [new Translate(model)],
-  classify: (model) => [new Classify(model)],
-  "classify-text": (model) => [new Classify(model)],
-  paint: () => [new Paint()],
+  masked: besides((model) => new Fill(model), (fill) => fill.input.value),
+  denoise: besides((model) => new Fill(model), (fill) => fill.input.value),
+  translate: besides((model) => new Translate(model), (translate) => translate.input.value),
+  classify: besides((model) => new Classify(model), (classify) => classify.picture.url),
+  "classify-text": besides((model) => new Classify(model), (classify) => classify.input.value),
+  paint: besides(() => new Paint(), (paint) => paint.picture?.url),
 };
 
-const viewsOf = (model) => (VIEWS[model.nextile.task] ?? (() => [new About(model)]))(model);
+const viewsOf = (model) => (VIEWS[model.nextile.task] ?? (() => [new About(model), new Inside(model)]))(model);
 
 function introduce({ id, nextile }) {
   const { family, parameters, context, image } = nextile;
@@ -130,6 +120,6 @@ function begin() {
   });
 }
 
-wear(stored());
+wear(document.getElementById("theme"));
 rove(tabs, "[role=tab]", { ArrowRight: 1, ArrowLeft: -1 });
 begin();

@@ -73,11 +73,17 @@ export class Picture {
       this.failed(`${file.name || "This"} is no picture that the browser can read.`);
       return;
     }
-    this.shown.src = this.url;
+    this.show(this.url);
+    this.changed(this.url);
+  }
+
+  /** Another picture, from elsewhere on the page. */
+  show(url) {
+    this.url = url;
+    this.shown.src = url;
     this.shown.hidden = false;
     this.shown.classList.toggle("tiny", this.shown.naturalWidth > 0 && this.shown.naturalWidth <= 64);
     this.element.classList.add("full");
-    this.changed(this.url);
   }
 
   clear() {

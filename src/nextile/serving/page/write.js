@@ -84,7 +84,8 @@ class Next {
 }
 
 export class Write {
-  constructor(model) {
+  /** lookInside(text): show what the model makes of a text. */
+  constructor(model, lookInside) {
     this.model = model;
     this.title = "Write";
     this.past = []; // what Undo goes back to: {given, tokens}
@@ -102,16 +103,17 @@ export class Write {
       branch: (tokens, token) => this.branch(tokens, token),
     });
     this.look = later(250, () => this.lookAhead());
-    this.makeButtons();
+    this.makeButtons(lookInside);
     this.makeElement();
     this.changed();
   }
 
-  makeButtons() {
+  makeButtons(lookInside) {
     const quiet = (words, onclick, title) => make("button", { type: "button", class: "quiet", title, onclick }, words);
     this.again = quiet("Another", () => this.rewrite(), "Another continuation of your text");
     this.undo = quiet("Undo", () => this.goBack(), "Back to what was before");
     this.keep = quiet("Edit all", () => this.own(), "Make all of it your text, to edit it");
+    this.inside = quiet("Look inside", () => lookInside(this.text), "What the model makes of this text, number by number");
   }
 
   makeElement() {
@@ -124,7 +126,7 @@ export class Write {
         "div",
         { class: "desk" },
         sheet.element,
-        make("div", { class: "actions" }, work.button, this.again, this.undo, this.keep, work.status),
+        make("div", { class: "actions" }, work.button, this.again, this.undo, this.keep, this.inside, work.status),
         work.trouble,
         make("div", { class: "foot" }, work.curl, scale),
       ),
@@ -255,6 +257,7 @@ export class Write {
     this.work.label(some ? "Go on" : "Write");
     this.again.disabled = this.keep.disabled = !some;
     this.undo.disabled = this.past.length === 0;
+    this.inside.disabled = this.text === "";
     this.look();
   }
 

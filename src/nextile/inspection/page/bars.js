@@ -40,6 +40,7 @@ export class Bars {
     track.style.setProperty("--before", (row.before ?? 0) / widest);
     track.style.setProperty("--after", row.after / widest);
     share.textContent = percent(row.after);
+    share.dataset.value = row.after;
     bar.classList.toggle("gone", row.after === 0);
     bar.classList.toggle("chosen", Boolean(row.chosen));
     if (!this.choose) return;

@@ -1,0 +1,179 @@
+"""Looking at models of pictures: classifiers, which read patches, and painters, which read pixels.
+
+Shapes: T vectors of a picture, its summaries first, D width, K classes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextile.base.errors import UsageError
+from nextile.checkpoint.pretrained import Pretrained
+from nextile.generation.decode import evaluating
+from nextile.images.processor import Palette
+from nextile.inspection.attention import over_picture
+from nextile.inspection.look import Draw, Inspection
+from nextile.inspection.look_texts import ranked, sampled, surprises
+from nextile.inspection.named import NamedArray
+from nextile.inspection.neighbours import Found
+from nextile.inspection.pieces import Piece, places
+from nextile.inspection.stack import Stack, within
+from nextile.inspection.steps import Choice, next_choices
+
+
+class PictureLook(Inspection):
+    """One stack that reads one picture.
+
+    grid: (rows, columns) of its places among the pieces.
+    """
+
+    grid: tuple[int, int]
+    names: tuple[str, ...] = ()  # of the summaries
+
+    def __init__(self, pretrained: Pretrained, what: object, draw: Draw | None = None):
+        """Errors: UsageError for what is no file; NextileError for one that is no picture."""
+        super().__init__(pretrained, draw)
+        if not isinstance(what, (str, Path, bytes)) or not what:
+            raise UsageError(f"{pretrained.called} reads pictures: give a file, or the bytes of one")
+        source = what if isinstance(what, bytes) else Path(what)
+        self._pixels: np.ndarray = pretrained.images.open(source)  # (H, W, C)
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        """uint8 (H, W, C), in the size and in the colours that the model sees."""
+        images = self.pretrained.images
+        return images.pixels(images.inputs(self._pixels[None]))[0] if isinstance(images, Palette) else self._pixels
+
+    @property
+    def summaries(self) -> int:
+        """How many of the pieces stand for no place in the picture."""
+        return len(self.names)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return places(self.grid, self.names, self._count)
+
+    @property
+    def _count(self) -> int:
+        """T."""
+        return self.summaries + self.grid[0] * self.grid[1]
+
+    def attended(
+        self, query: int, which: str = "self", *, layer: int | None = None, head: int | None = None
+    ) -> np.ndarray:  # fmt: skip
+        query = within(query, self._count, "query")
+        weights = self.weights(which, layer=layer, head=head)
+        over = [name for name in ("layer", "head") if name in weights.dims]
+        return over_picture(weights.isel(query=query).mean(*over), self.grid, self.summaries)
+
+    def neighbours(self, n: int = 10) -> list[tuple[str, Found]]:
+        raise UsageError(f"{self.pretrained.called} reads pictures, not text: it has no words")
+
+    @property
+    def _inputs(self) -> Tensor:
+        """What the model is given."""
+        raise NotImplementedError
+
+    def _made(self, which: str) -> Stack:
+        return Stack(self.model, "stack", "embed", lambda: self.model.features(self._inputs))
+
+    def _say(self, x: Tensor) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self._head(self.model.stack.norm(x))
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self.model(self._inputs)[0]
+
+
+class ClassifierLook(PictureLook):
+    """A classifier of pictures; one that was made of a painter reads pixels as well."""
+
+    kind = "classify"
+    silent = "says which class a picture has and writes nothing"
+    _said = ("class",)
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("[CLS]", "[DISTILLED]")[: self.pretrained.spec.summaries]  # type: ignore[union-attr]
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:  # type: ignore[override]
+        side = round((self.pretrained.spec.context - self.summaries) ** 0.5)
+        return side, side
+
+    @property
+    def classes(self) -> list[tuple[str, float]]:
+        return ranked(self._logits, self.pretrained.spec.head.classes)  # type: ignore[union-attr]
+
+    def token_text(self, index: int) -> str:
+        return self.pretrained.spec.head.classes[index]  # type: ignore[union-attr]
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        return self.pretrained.images.inputs(self._pixels[None]).to(self._device)
+
+    def _truth(self) -> list[int]:
+        return [-1]
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.model.head(x)  # (1, K)
+
+    def _speak(self, direction: Tensor) -> Tensor:
+        return self._head(direction.expand(1, 1 + self.summaries, -1))[0]  # as if all vectors were this one
+
+
+class PainterLook(PictureLook):
+    """An image-GPT: each pixel is a token, predicted from those before it, row by row."""
+
+    kind = "paint"
+    names = ("start",)
+    silent = "goes on from a part of a picture by nextile paint"
+
+    @property
+    def palette(self) -> Palette:
+        """The colours that are its tokens."""
+        return self.pretrained.images  # type: ignore[return-value]
+
+    @cached_property
+    def pixels(self) -> list[int]:
+        """The colours of the picture, row by row."""
+        return self.palette.inputs(self._pixels[None])[0].tolist()
+
+    @property
+    def grid(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.palette.size, self.palette.size
+
+    @property
+    def _count(self) -> int:
+        return len(self.pixels)  # the last is predicted and never read
+
+    def token_text(self, index: int) -> str:
+        if index >= len(self.palette.colours):
+            return "start"
+        levels = self.palette.pixels(torch.full((1, len(self.pixels)), index))[0, 0, 0]
+        return "#" + "".join(f"{level:02x}" for level in np.resize(levels, 3))
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        return torch.tensor([[self.palette.start_id, *self.pixels[:-1]]], device=self._device)
+
+    def _truth(self) -> list[int]:
+        return self.pixels
+
+    @property
+    def surprise(self) -> NamedArray:
+        return surprises(self._logits[:-1], self.pixels[:-1])
+
+    def next(
+        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, position: int | None = None, top: int | None = 50,
+    ) -> list[Choice]:  # fmt: skip
+        place = within(-1 if position is None else position, len(self._logits), "position")
+        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self.token_text, top)

@@ -1,0 +1,197 @@
+"""Looking at models of one text: language models, masked models, classifiers of texts.
+
+Shapes: T time, D width, V vocabulary, K classes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nextile.base.config import resolve
+from nextile.base.errors import UsageError
+from nextile.checkpoint.pretrained import Pretrained
+from nextile.checkpoint.store import OURS
+from nextile.generation.beam import Beams, beam_rounds, last
+from nextile.generation.complete import beam_window
+from nextile.generation.decode import EagerReader, check_ids, decode, evaluating
+from nextile.generation.fill import masked_ids
+from nextile.generation.pool import refuse_longer
+from nextile.generation.sample import Sampling
+from nextile.inspection.beams import BeamTree, Tree, growing
+from nextile.inspection.look import Draw, Inspection, ids_of
+from nextile.inspection.named import NamedArray, named
+from nextile.inspection.pieces import Piece, shower, text_pieces
+from nextile.inspection.stack import Stack, within
+from nextile.inspection.steps import Choice, Step, next_choices, steps
+from nextile.text.frame import own_frame, usual_frame
+from nextile.text.masks import mask_of, ordinary_of
+
+
+class TextLook(Inspection):
+    """One stack that reads one text."""
+
+    def __init__(self, pretrained: Pretrained, what: object, draw: Draw | None = None):
+        """Errors: UsageError for no text; NextileError for one longer than the model reads."""
+        super().__init__(pretrained, draw)
+        given = ids_of(pretrained, what)
+        self.ids = self._read(str(what)) if given is None else given
+        check_ids([self.ids], pretrained.spec.embed.vocab, "text")  # type: ignore[union-attr]
+        refuse_longer(self.ids, pretrained.spec.context)
+        self._shown = shower(pretrained.tokenizer)
+
+    def _read(self, text: str) -> list[int]:
+        """The tokens of a text, as this model is given them."""
+        return self.pretrained.tokenizer.encode(text)
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return text_pieces(self.pretrained.tokenizer, self.ids, self._shown)
+
+    def token_text(self, index: int) -> str:
+        return self._shown(index)
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        return torch.tensor([self.ids], device=self._device)  # (1, T)
+
+    def _made(self, which: str) -> Stack:
+        return Stack(self.model, "stack", "embed", lambda: self.model.features(self._inputs))
+
+    def _say(self, x: Tensor) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self._head(self.model.stack.norm(x))
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self.model(self._inputs)[0]
+
+
+class LanguageLook(TextLook):
+    """A model that writes from left to right."""
+
+    kind = "lm"
+
+    def _truth(self) -> list[int]:
+        return [*self.ids[1:], -1]
+
+    @property
+    def surprise(self) -> NamedArray:
+        return surprises(self._logits[:-1], self.ids[1:])
+
+    def next(
+        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, position: int | None = None, top: int | None = 50,
+    ) -> list[Choice]:  # fmt: skip
+        place = within(-1 if position is None else position, len(self._logits), "position")
+        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self._shown, top)
+
+    def steps(
+        self, max_tokens: int = 16, temperature: float = 0.0, seed: int | None = None, *, top: int = 5
+    ) -> list[Step]:  # fmt: skip
+        sampling = sampled(temperature, seed=seed)
+        events = decode(
+            self.model, [self.ids], sampling, max_tokens=max_tokens, end_ids={self.pretrained.tokenizer.end_id},
+            alternatives=self.pretrained.spec.embed.vocab, compiled=False,  # type: ignore[union-attr]
+        )  # fmt: skip
+        return list(steps(events, self._shown, top))
+
+    def beam(self, width: int = 4, max_tokens: int = 16) -> BeamTree:
+        return self._once(("beam", width, max_tokens), lambda: self._beamed(width, max_tokens))
+
+    def _beamed(self, width: int, max_tokens: int) -> BeamTree:
+        refuse_few(max_tokens)
+        tokenizer, beams = self.pretrained.tokenizer, resolve(Beams, {"width": width})
+        window, limit = beam_window(self.ids, self.pretrained.spec.context, max_tokens)
+        reader = EagerReader(self.model, len(window) + limit - 1)
+        with evaluating(self.model):
+            rounds = beam_rounds(reader, [window], beams, limits=[limit], end_ids={tokenizer.end_id}, n=width)
+            return last(growing(Tree(self._shown), rounds, tokenizer.decode))
+
+
+class MaskedLook(TextLook):
+    """A model that fills gaps; a gap is written [MASK]."""
+
+    kind = "masked"
+    silent = "fills gaps and does not write from left to right"
+
+    def _read(self, text: str) -> list[int]:
+        return masked_ids(self.pretrained.tokenizer, text, self.pretrained.spec.context)
+
+    def _truth(self) -> list[int]:
+        return [-1 if token == self.pretrained.tokenizer.mask_id else token for token in self.ids]
+
+    def next(
+        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, position: int | None = None, top: int | None = 50,
+    ) -> list[Choice]:  # fmt: skip
+        place = within(self._first_mask() if position is None else position, len(self.ids), "position")
+        ordinary = torch.from_numpy(ordinary_of(self.pretrained.tokenizer))
+        ordinary = ordinary[ordinary < self._logits.shape[-1]]  # those that are put in place of a mask
+        sampling = sampled(temperature, top_k, top_p, min_p)
+        found = next_choices(self._logits[place].cpu()[ordinary], sampling, lambda number: "", top)
+        ids = ordinary.tolist()
+        return [(ids[number], self._shown(ids[number]), share) for number, _, share in found]
+
+    def _first_mask(self) -> int:
+        mask = mask_of(self.pretrained.tokenizer)
+        return self.ids.index(mask) if mask in self.ids else 0
+
+
+class LabelledLook(TextLook):
+    """A classifier of texts."""
+
+    kind = "classify-text"
+    silent = "says which class a text has and writes nothing"
+    _said = ("class",)
+
+    def _read(self, text: str) -> list[int]:
+        frame = (usual_frame if self.pretrained.family == OURS else own_frame)(self.pretrained.tokenizer)
+        return [*frame.before, *self.pretrained.tokenizer.encode(text), *frame.after]
+
+    @property
+    def classes(self) -> list[tuple[str, float]]:
+        return ranked(self._logits, self.pretrained.spec.head.classes)  # type: ignore[union-attr]
+
+    def token_text(self, index: int) -> str:
+        return self.pretrained.spec.head.classes[index]  # type: ignore[union-attr]
+
+    def _truth(self) -> list[int]:
+        return [-1]
+
+    def _head(self, x: Tensor) -> Tensor:
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return self.model.head.of_texts(x, there)  # (1, K)
+
+
+def ranked(logits: Tensor, classes: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Classes by their probabilities, of logits (K,)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    shares = wide.softmax(-1).tolist()
+    return sorted(zip(classes, shares, strict=True), key=lambda pair: -pair[1])
+
+
+def surprises(logits: Tensor, came: list[int]) -> NamedArray:
+    """Nats of what came, (T,), by the logits (T, V) before each; NaN for the first piece, before which nothing was."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    ids = torch.tensor(came, dtype=torch.long, device=logits.device)
+    nats = -wide.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    return named(torch.cat((nats.new_full((1,), torch.nan), nats)), "position")
+
+
+def sampled(
+    temperature: float, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+    seed: int | None = None,
+) -> Sampling:  # fmt: skip
+    """Errors: UsageError for settings out of bounds."""
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    return resolve(Sampling, asked)
+
+
+def refuse_few(max_tokens: int) -> None:
+    """Errors: UsageError for no tokens at all."""
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
