@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench tree
+.PHONY: help demo test test-all check bench tree lines docs docs-serve
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST)
@@ -36,6 +36,15 @@ bench: $(VENV)/dev.stamp  ## measure speed against the peers, one script after t
 
 tree: $(VENV)/dev.stamp  ## write the README's tree anew from the first sentence of every file
 	$(BIN)/python docs/make_tree.py
+
+lines: $(VENV)/dev.stamp  ## write the numbers in the pages' links to lines of code anew
+	$(BIN)/python docs/make_lines.py
+
+docs: $(VENV)/dev.stamp  ## build the site of the documentation: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/dev.stamp  ## the same on port 8000, built anew when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --no-strict
 
 # --- the environment: each stamp is written when what it names is installed --------------------------------------
 

@@ -111,6 +111,11 @@ class Tokenizer:
         """Text as ids arrive, special tokens left out."""
         return _TextStream(self) if self.kind in _JOINED else _ByteStream(self)
 
+    @cached_property
+    def decodes_nearby(self) -> bool:
+        """Whether a token's text depends on no tokens but those beside it."""
+        return _is_nearby(self._spec["decoder"])
+
     def token(self, index: int) -> str:
         """How the vocabulary writes an id: "Ġthe", "<|endoftext|>"."""
         token = self.core.id_to_token(index) if 0 <= index < self.vocab_size else None
@@ -378,24 +383,38 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class _TextStream:
-    """Decoders that look at the neighbours (WordPiece, SentencePiece): decode all, let out what is new and whole."""
+    """Decoders that look at the neighbours (WordPiece, SentencePiece): decode what is open, let out what is new and whole.
+
+    Where a decoder looks no further than the neighbours, all before the last token whose text is out is forgotten.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = ""
+        self._forgets = tokenizer.decodes_nearby
+        self._ids: list[int] = []  # that are decoded together
+        self._shown = ""  # of their text
 
     def push(self, index: int) -> str:
         self._ids.append(index)
         if self._is_open(index):
             return ""
-        return self._release(self._tokenizer.decode(self._ids).rstrip("\N{REPLACEMENT CHARACTER}"))
+        text = self._tokenizer.decode(self._ids)
+        new = self._release(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        if self._forgets and self._shown == text:
+            self._forget()
+        return new
 
     def _is_open(self, index: int) -> bool:
         """Whether what comes next may change the text so far: bytes of SentencePiece are judged as a whole run, which
         special tokens do not end."""
         token = self._tokenizer.core.id_to_token(index)
         return token is None or index in self._tokenizer.special_ids or _BYTE_PIECE.fullmatch(token) is not None
+
+    def _forget(self) -> None:
+        """Begin with the last token, if it has a text that no decoder takes away at a beginning."""
+        text = self._tokenizer.decode(self._ids[-1:])
+        if text.strip():
+            self._ids, self._shown = self._ids[-1:], text
 
     def flush(self) -> str:
         return self._release(self._tokenizer.decode(self._ids))
@@ -404,3 +423,20 @@ class _TextStream:
         new = text.removeprefix(self._shown) if text.startswith(self._shown) else ""
         self._shown += new
         return new
+
+
+# Decoders of which each token's text follows from it, the token beside it, and whether it is the first or the last.
+_NEARBY = {"WordPiece", "Metaspace", "ByteFallback", "ByteLevel", "BPEDecoder", "Fuse", "Strip", "Replace"}
+
+
+def _is_nearby(decoder: Mapping[str, Any] | None) -> bool:
+    """Whether a decoder, as a tokenizer.json has it, looks no further; None joins tokens by spaces."""
+    steps = [decoder] if decoder else []
+    if decoder and decoder["type"] == "Sequence":
+        steps = decoder["decoders"]
+    joined = False
+    for step in steps:
+        if step["type"] not in _NEARBY or (joined and step["type"] == "Replace"):
+            return False  # a pattern in the joined text may match across many tokens
+        joined |= step["type"] in ("Fuse", "ByteLevel")
+    return True
