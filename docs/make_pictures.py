@@ -1,6 +1,6 @@
 """Makes the pictures of the lecture's pages from real models, which it trains on built-in data, or takes from a folder.
 
-    python docs/make_pictures.py                        all; trains what is not in runs/lecture yet, some 20 minutes
+    python docs/make_pictures.py                        all; trains what is not in runs/lecture yet, half an hour
     python docs/make_pictures.py --models runs/lecture softmax beam_search
 
 Each picture is a function of the models alone: the same models give the same picture.
@@ -69,8 +69,8 @@ TEXT = "The for statement is used to iterate over the elements of a sequence"
 
 # --- the models -----------------------------------------------------------------------------------------------------
 
-SMALL = {"threads": 1, "precision": "fp32", "compile": False}  # the same numbers each time
-BPE = {"tokenizer.kind": "bpe", "tokenizer.size": 1024}
+EXACT = {"threads": 1, "precision": "fp32", "compile": False}  # the same numbers each time
+BPE = {**EXACT, "tokenizer.kind": "bpe", "tokenizer.size": 1024}
 RECIPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "gpt": (
         {"data": "python-docs", "preset": "gpt2", "steps": 1500},
@@ -80,15 +80,15 @@ RECIPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"data": "python-docs", "task": "masked", "steps": 2000},
         {**BPE, "model.stack.width": 128, "model.stack.depth": 3},
     ),
-    "words": ({"data": "python-docs", "task": "words"}, {"words.epochs": 40}),
-    "translator": ({"data": "numbers-en-de", "steps": 1500}, {"tokenizer.size": 300}),
+    "words": ({"data": "python-docs", "task": "words"}, {"threads": 1, "words.epochs": 40}),
+    "translator": ({"data": "numbers-en-de", "steps": 1500}, {**EXACT, "tokenizer.size": 300}),
     "vit": (
         {"data": "digits", "preset": "vit", "steps": 600},
-        {"model.stack.width": 64, "model.stack.depth": 4, "model.embed.patch": 2},
+        {**EXACT, "model.stack.width": 64, "model.stack.depth": 4, "model.embed.patch": 2},
     ),
     "painter": (
         {"data": "digits", "task": "paint", "steps": 800},
-        {"model.stack.width": 64, "model.stack.depth": 4},
+        {**EXACT, "model.stack.width": 64, "model.stack.depth": 4},
     ),
 }
 
@@ -102,9 +102,9 @@ class Models:
 
     def _get(self, name: str) -> nextile.Model:
         place = self.folder / name
-        if not (place / "config.json").exists():
+        if not (place / "model.safetensors").exists():
             what, settings = RECIPES[name]
-            nextile.train(out=place, settings={**SMALL, **settings}, **what)  # type: ignore[arg-type]
+            nextile.train(out=place, settings=settings, **what)  # type: ignore[arg-type]
         return nextile.load(place, device="cpu")
 
     def words(self) -> Lookup:
@@ -219,34 +219,55 @@ def language_model(models: Models) -> Figure:
     return figure
 
 
+GAPS = {
+    "An exception is raised if the argument is not a string.": ("·raised", "·the", "·not"),
+    "A class is defined by a class definition and the names are bound.": ("·class", "·defined", "·names"),
+}
+
+
 def self_supervision(models: Models) -> Figure:
     """What a masked model puts into gaps."""
     model = models.get("masked")
-    mask = model.tokenizer.mask_id
-    texts = (
-        "If the argument is not a string, a TypeError is raised.",
-        "The method returns a list of the keys in the dictionary.",
-    )
-    figure, axes = canvas(78, 10)
-    for number, text in enumerate(texts):
-        ids = model.tokenizer.encode(text)
-        names, places = pieces(model, ids), range(2, len(ids) - 1, 4)
-        hidden = [mask if place in places else token for place, token in enumerate(ids)]
-        best = logits_of(model, hidden).softmax(-1).topk(3)
-        top = 5.7 * number
-        shownas = ["[MASK]" if place in places else name for place, name in enumerate(names)]
-        middles = boxes(
-            axes, shownas, 0, top, [HUES[1] if place in places else "#f3f4f6" for place in range(len(ids))], gap=0.2
-        )
+    figure, axes = canvas(90, 10)
+    for number, (text, gaps) in enumerate(GAPS.items()):
+        ids, y = model.tokenizer.encode(text), 5.7 * number
+        names = pieces(model, ids)
+        places = [place for place, name in enumerate(names) if name in gaps]
+        read = [model.tokenizer.mask_id if place in places else token for place, token in enumerate(ids)]
+        best = logits_of(model, read).softmax(-1).topk(3)
+        words = ["[MASK]" if place in places else name for place, name in enumerate(names)]
+        middles = boxes(axes, words, 0, y, [HUES[1] if word == "[MASK]" else "#f3f4f6" for word in words], gap=1.0)
         for place in places:
-            for rank in range(3):
-                token, chance = int(best.indices[place, rank]), float(best.values[place, rank])
-                hit = token == ids[place]
-                axes.text(middles[place], top + 1.1 + rank * 0.9, f"{pieces(model, [token])[0]} {chance:.0%}",
-                          ha="center", va="center", color=GREEN if hit else INK, weight="bold" if hit else "normal",
-                          **MONO)  # fmt: skip
-            axes.text(middles[place], top + 3.9, f"was {names[place]}", ha="center", va="center", color=FAINT, **MONO)
+            below(axes, middles[place], y, model, best.indices[place], best.values[place], ids[place])
     return figure
+
+
+def below(
+    axes: Axes, x: float, y: float, model: nextile.Model, tokens: torch.Tensor, chances: torch.Tensor, truth: int
+) -> None:
+    """What a gap is filled with, likeliest first, and what was there."""
+    for rank, (token, name, chance) in enumerate(
+        zip(tokens.tolist(), pieces(model, tokens.tolist()), chances, strict=True)
+    ):
+        look = {"color": GREEN, "weight": "bold"} if token == truth else {"color": INK}
+        axes.text(
+            x,
+            y + 1.1 + 0.9 * rank,
+            f"{name} {chance:.0%}",
+            ha="center",
+            va="center",
+            **look,
+            **{**MONO, "fontsize": 7.5},
+        )
+    axes.text(
+        x,
+        y + 3.9,
+        f"was {pieces(model, [truth])[0]}",
+        ha="center",
+        va="center",
+        color=FAINT,
+        **{**MONO, "fontsize": 7.5},
+    )
 
 
 def word_embeddings(models: Models) -> bytes:
@@ -766,9 +787,7 @@ def vision_transformer(models: Models) -> Figure:
         for axes in row[:6]:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-    for axes, title in zip(
-        grid[0], ("picture", "16 patches", *(f"layer {n}" for n in range(4)), "class"), strict=True
-    ):
+    for axes, title in zip(grid[0], ("picture", "16 patches", *(f"layer {n}" for n in range(4)), "class"), strict=True):
         axes.set_title(title)
     return figure
 

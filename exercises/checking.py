@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +40,13 @@ def require(holds: object, what: str) -> None:
 
 
 def same(got: Any, want: Any, within: float = 1e-5) -> None:
-    """Errors: Wrong that says how `got` differs from `want`: a tensor or numbers that equal it closely, or anything."""
+    """Errors: Wrong that says how `got` differs from `want`: tensors, arrays and numbers closely, else exactly."""
     if isinstance(want, Tensor):
+        require(isinstance(got, Tensor), f"a tensor was expected, and this is {_kind(got)}")
         _same_tensor(got, want, within)
+    elif isinstance(want, np.ndarray):
+        require(isinstance(got, np.ndarray), f"an array was expected, and this is {_kind(got)}")
+        _same_tensor(torch.from_numpy(got.copy()), torch.from_numpy(want.copy()), within)
     elif isinstance(want, float):
         require(isinstance(got, (int, float, Tensor)), f"a number was expected, and this is {_kind(got)}")
         require(abs(float(got) - want) <= within * max(1.0, abs(want)), f"it is {float(got):.6g}, not {want:.6g}")
@@ -49,8 +54,7 @@ def same(got: Any, want: Any, within: float = 1e-5) -> None:
         require(got == want, f"it is {got!r}, not {want!r}")
 
 
-def _same_tensor(got: Any, want: Tensor, within: float) -> None:
-    require(isinstance(got, Tensor), f"a tensor was expected, and this is {_kind(got)}")
+def _same_tensor(got: Tensor, want: Tensor, within: float) -> None:
     require(got.shape == want.shape, f"its shape is {tuple(got.shape)}, not {tuple(want.shape)}")
     require(got.dtype == want.dtype, f"its dtype is {got.dtype}, not {want.dtype}")
     if not want.is_floating_point():

@@ -10,7 +10,7 @@ Complete the three functions, with NumPy. Then run this file:
 """
 
 import numpy as np
-from checking import case, main, require, same
+from checking import case, main, same
 
 from nextile.images import palette
 
@@ -38,23 +38,19 @@ def check() -> None:
     generator = np.random.default_rng(0)
     grey = np.array([[-1.0], [0.1], [1.0]], np.float32)
     with case("tokens of 0, 100, 200, 255 by black, grey, white"):
-        found = tokens(np.array([[[0], [100]], [[200], [255]]], np.uint8), grey)
-        require(isinstance(found, np.ndarray) and found.shape == (4,), "an array of shape (4,) was expected")
-        same(found.tolist(), [0, 1, 2, 2])
+        same(tokens(np.array([[[0], [100]], [[200], [255]]], np.uint8), grey), np.array([0, 1, 2, 2]))
     with case("picture of black, grey, white, white, two wide"):
-        found = picture(np.array([0, 1, 2, 2]), grey, 2)
-        require(found.dtype == np.uint8, f"its dtype is {found.dtype}, not uint8")
-        same(found.tolist(), [[[0], [140]], [[255], [255]]])
+        same(picture(np.array([0, 1, 2, 2]), grey, 2), np.array([[[0], [140]], [[255], [255]]], np.uint8))
     pixels = generator.integers(0, 256, (6, 4, 3), dtype=np.uint8)
     colours = generator.uniform(-1, 1, (16, 3)).astype(np.float32)
     want = palette.nearest(pixels, colours)
     with case("tokens of 6 x 4 random pixels by 16 colours"):
-        same(tokens(pixels, colours).tolist(), want.reshape(-1).tolist())
+        same(tokens(pixels, colours), want.reshape(-1))
     with case("picture of 6 x 4 random pixels by 16 colours"):
-        same(picture(want.reshape(-1), colours, 4).tolist(), palette.colours_of(want, colours).tolist())
+        same(picture(want.reshape(-1), colours, 4), palette.colours_of(want, colours))
     for rows in (6, 5):
         with case(f"half of {rows} rows of 4"):
-            same(half(np.arange(rows * 4), 4).tolist(), list(range(rows // 2 * 4)))
+            same(half(np.arange(rows * 4), 4), np.arange(rows // 2 * 4))
 
 
 if __name__ == "__main__":

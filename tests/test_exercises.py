@@ -369,6 +369,12 @@ def test_an_exercise_knows_nothing_of_what_was_given_before():
     assert verdict("attention", **functions("attention")) == (0, "right")
 
 
+def test_the_answers_in_the_list_of_exercises_are_real():
+    text = (EXERCISES / "README.md").read_text(encoding="utf-8")
+    answers = [verdict("attention"), verdict("attention", attention=attention(scale=8**0.5))]
+    assert [line for _, line in answers if line not in text] == []
+
+
 def test_every_exercise_is_in_the_list_of_them():
     text = (EXERCISES / "README.md").read_text(encoding="utf-8")
     assert [name for name in NAMES if f"({name}.py)" not in text] == []

@@ -12,7 +12,7 @@ import pytest
 from nextile.base.errors import NextileError, UsageError
 from nextile.cli.result import write_json
 
-VERBS = ["train", "generate", "evaluate", "serve", "tokenize", "info", "plan"]
+VERBS = ["train", "generate", "inspect", "evaluate", "serve", "tokenize", "info", "plan"]
 COMMAND = [sys.executable, "-m", "nextile"]
 
 

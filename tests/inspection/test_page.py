@@ -41,6 +41,15 @@ KINDS: dict[str, tuple[Callable[[], Model], Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small models are quickest on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @lru_cache
 def looked(kind: str) -> Any:
     maker, what = KINDS[kind]
@@ -252,6 +261,7 @@ def test_the_keyboard_goes_over_tokens_layers_and_heads(opened):
     expect(at.locator(".asks")).to_contain_text("position 1")
 
 
+@slow
 def test_another_head_is_another_row(opened):
     look, found = looked("lm"), content("lm")
     at = opened(page(found))
@@ -263,6 +273,7 @@ def test_another_head_is_another_row(opened):
         np.testing.assert_allclose(ledger(at)[:, 2], wanted, atol=1e-5)
 
 
+@slow
 def test_vectors_stream_lens_neurons_and_rollout_show_the_models_numbers(opened):
     look, found = looked("lm"), content("lm")
     at, last = opened(page(found)), len(look.pieces) - 1
@@ -319,6 +330,7 @@ def test_sliders_cut_as_generate_does(opened):
         assert told.inner_text().startswith(f"{len(wanted):,} token")
 
 
+@slow
 def test_the_steps_are_those_of_the_decoding(opened):
     look = looked("lm")
     at = opened(page(content("lm")))
@@ -407,6 +419,7 @@ def test_a_server_is_asked_for_a_head_that_was_left_out(opened):
     np.testing.assert_allclose(ledger(at)[:, 2], wanted, atol=1e-5)
 
 
+@slow
 def test_without_a_server_it_says_how_to_get_a_head(opened):
     whole = content("lm")
     at = opened(page({**whole, "heads": whole["heads"][:1]}))
@@ -508,6 +521,7 @@ def test_hostile_text_of_every_view_is_text(opened, kind):
     unharmed(at)
 
 
+@slow
 def test_a_hostile_text_goes_through_a_real_model(opened):
     text = "<script>window.ran=1</script><!--<img src=x onerror=window.ran=1>"
     at = opened(html(looks.speaker().inspect(text[:40])))
@@ -618,6 +632,7 @@ def test_text_stands_out_from_its_ground(opened, kind, scheme):
     assert [each for each in found if each[0] < 4.5] == []
 
 
+@slow
 def test_colours_follow_a_choice(opened):
     at = opened(page(content("lm")), color_scheme="dark")
     pixels = "canvas => canvas.toDataURL()"

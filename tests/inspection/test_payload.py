@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.inspection import looks
 
 from nextile.base.errors import UsageError
@@ -25,6 +26,15 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "classify": (looks.classifier, looks.picture(8)),
     "paint": (looks.painter, looks.picture(6)),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small models are quickest on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def unpacked(packed: Payload) -> np.ndarray:

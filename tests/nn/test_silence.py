@@ -109,6 +109,8 @@ def test_several_heads_of_a_layer_may_be_silent_one_in_the_other():
     model = gpt()
     with silenced(model, ["1.0", "1.2", "1.2"]):
         together = model(ids())
+    path = "stack.blocks.1.self_attention.inner"
+    assert near(together, without_columns(without_columns(model, path, 0), path, 2)(ids()))
     with silenced(model, "1.0"):
         alone = model(ids())
         with silenced(model, "1.2"):

@@ -1,15 +1,18 @@
 """Looks inside and gaps over HTTP: what the library itself says of them."""
 
 import base64
+import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nextile.base.errors import NextileError
 from nextile.inspection.page import finite
 from nextile.inspection.payload import head_part, payload
-from nextile.serving import routes
+from nextile.serving import jobs, routes
 
 # --- looking inside ---------------------------------------------------------------------------------------------------
 
@@ -89,6 +92,19 @@ def test_what_cannot_be_looked_at_is_refused(lm, path, body, said):
 def test_a_target_that_is_too_long_is_refused_before_anything_is_looked_at(translator):
     answer = translator.post("/v1/inspect", input="ab", target="a" * 33)
     assert (answer.status, answer.error["param"]) == (400, "target")
+
+
+def test_nobody_is_told_in_which_folder_a_model_lies(lm, serving, monkeypatch):
+    def broken(model, rows):
+        raise NextileError(f"{model.called} is broken: get a sound copy of it")
+        yield
+
+    monkeypatch.setattr(jobs, "embeddings", broken)
+    with serving(dataclasses.replace(lm.model, folder=Path("/secret/place"))) as running:
+        answer = running.post("/v1/embeddings", input="a")
+        look = running.post("/v1/inspect", input="ab")
+    assert (answer.status, answer.error["message"]) == (400, "'tiny' is broken: get a sound copy of it")
+    assert look.json["model"]["name"] == "tiny"
 
 
 def test_what_is_no_picture_is_refused(classifier):

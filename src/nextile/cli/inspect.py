@@ -65,11 +65,11 @@ def inspect(
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
-    """Write a page that shows what a model makes of an input, number by number.
+    """Write a page that shows what goes on inside a model.
 
-    One HTML file that asks nothing of any network: pieces and merges, vectors, the Q, K and V of a head and all that is
-    reckoned from them, all heads at a glance, what each layer would say, the distribution under temperature, the
-    decoding and its beams. Without --layer and --head it opens with a head that looks at single places.
+    What it makes of an input, number by number, in one HTML file: pieces and merges, vectors, the Q, K and V of a head
+    and all that is reckoned from them, all heads at a glance, what each layer would say, the distribution under
+    temperature, the decoding and its beams. Without --layer and --head it opens with a head that is worth a look.
     """
     _check(out)
 

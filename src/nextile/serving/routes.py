@@ -295,6 +295,7 @@ async def inspect(served: Served, http: Http) -> Response:
     work = payload_by_parts(look, max_tokens=body.max_tokens, beams=body.beams, **chosen)
     found = await attended(http.receive, served.job(work))
     found["model"]["name"] = served.name  # and not that of its folder
+    found["leftOut"] = [served.said(each) for each in found["leftOut"]]
     return await _packed(served, found)
 
 

@@ -49,11 +49,6 @@ WHAT = {
 }
 
 
-def refused(error: NextileError, status: int = 400) -> Refusal:
-    """An error of ours as an answer."""
-    return Refusal(status, str(error)[:LONGEST_MESSAGE])
-
-
 def answer(thing: BaseModel) -> Response:
     """A typed answer as JSON."""
     return Response(thing.model_dump_json(), media_type="application/json")
@@ -138,7 +133,7 @@ class Served:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
         except NextileError as error:
-            raise refused(error) from None
+            raise self._refused(error, 400) from None
 
     async def encoded(self, text: str, encode: Callable[[str], list[int]], param: str) -> list[int]:
         """The tokens of a text. Errors: Refusal (400) for more characters than the model could ever read."""
@@ -152,7 +147,7 @@ class Served:
         try:
             return encode(text)
         except NextileError as error:
-            raise refused(error) from None
+            raise self._refused(error, 400) from None
 
     async def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. Errors: Refusal (400) for more than the model reads, and for unknown ones."""
@@ -205,7 +200,15 @@ class Served:
             return full()
         if self.life.closing:
             return closing()
-        return refused(error, status if self.engine.alive else 503)
+        return self._refused(error, status if self.engine.alive else 503)
+
+    def said(self, words: str) -> str:
+        """Words of ours to a client, who knows the model by its name, and is not told in which folder it lies."""
+        return words if self.model.folder is None else words.replace(str(self.model.folder), self.name)
+
+    def _refused(self, error: NextileError, status: int) -> Refusal:
+        """An error of ours as an answer."""
+        return Refusal(status, self.said(str(error))[:LONGEST_MESSAGE])
 
     def close(self) -> None:
         """Let the threads go."""

@@ -19,6 +19,8 @@ import * as weigh from "./weigh.js";
 import * as wordmap from "./wordmap.js";
 import * as words from "./words.js";
 
+const SETTLED = 500; // milliseconds, after which also what is not seen is laid out
+
 const VIEWS = [merges, vectors, weigh, heads, alignment, rollout, stream, neurons, lens, classes, distribution, decoding, search, words, wordmap];
 
 /** "qwen3 · 1,000 parameters · 4 layers of 4 heads". */
@@ -54,5 +56,6 @@ export function mount(element, payload, ask = null) {
   const sections = VIEWS.map((view) => view.mount(body, look)).filter(Boolean);
   if (payload.chosen) strip.mount(bar, look);
   top.replaceWith(contents(sections));
+  setTimeout(() => element.classList.add("settled"), SETTLED);
   return look;
 }

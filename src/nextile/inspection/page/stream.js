@@ -60,7 +60,7 @@ class Stream {
   }
 
   list(position) {
-    const heads = ["place", "length", ...this.parts.map((part) => `${NAMES[part]} adds`), "cosine to the end"];
+    const heads = ["place", "length", ...this.parts.map((part) => `plus ${NAMES[part]}`), "cosine to the end"];
     const rows = Array.from({ length: this.lengths.shape[0] }, (_, layer) =>
       make(
         "tr",

@@ -7,7 +7,7 @@ import { plain, Sight } from "./sight.js";
 import { formula, largest, number, panel, piece, prose, quoted, rich, roundUp, said, Section, shape, shown } from "./parts.js";
 
 const AVERAGED = 5; // vectors that are drawn of the average
-const MANY = 24; // keys, beyond which the heaviest come first
+const MANY = 20; // keys, beyond which the heaviest come first
 
 // --- matrices -----------------------------------------------------------------------------------------------------------
 

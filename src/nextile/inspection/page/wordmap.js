@@ -50,7 +50,7 @@ class WordMap {
     });
     this.words.forEach((word, index) => {
       const [x, y] = this.where(index);
-      const width = Math.max(8, piece(word).length * SIZE * 0.55);
+      const width = Math.max(8, piece(word).length * SIZE * (index < this.asked ? 0.72 : 0.55));
       const corners = [[x + 6, y - 8], [x - 6 - width, y - 8], [x - width / 2, y - 21], [x - width / 2, y + 5]];
       const free = ([left, top]) =>
         left > 0 && left + width < WIDE && taken.every((box, other) => other === index || box[0] > left + width || box[2] < left || box[1] > top + 16 || box[3] < top);

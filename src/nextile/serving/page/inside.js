@@ -13,6 +13,19 @@ const PLACEHOLDERS = {
 };
 const PAIRS = { translate: "A translation, or nothing for the model\u2019s own", denoise: "A target, or nothing for the model\u2019s own" };
 
+/** What asks for a head that the payload lacks; the same one is asked for once at a time. */
+function heads(body) {
+  const coming = new Map();
+  return (_, place) => {
+    const key = JSON.stringify(place);
+    if (!coming.has(key)) {
+      const answer = ask("v1/inspect/head", { ...body, ...place }).finally(() => coming.delete(key));
+      coming.set(key, answer);
+    }
+    return coming.get(key);
+  };
+}
+
 export class Inside {
   /** elsewhere(): a text that was begun in another view, or a picture's data URL. */
   constructor(model, elsewhere = () => null) {
@@ -79,7 +92,7 @@ export class Inside {
     signal.throwIfAborted();
     const way = make("div"); // a fresh one: what was there before is gone with all that it listened to
     this.way.replaceChildren(way);
-    mount(way, payload, (_, place) => ask("v1/inspect/head", { ...body, ...place }));
+    mount(way, payload, heads(body));
     this.work.say("");
   }
 
