@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -309,10 +309,13 @@ def libraries(package: Path) -> set[str]:
     return {canonicalize_name(each) for top in foreign for each in packages_distributions().get(top, [top])}
 
 
-def declared() -> list[Requirement]:
-    """What pyproject.toml asks for to run, extras included, [dev] left out."""
+BESIDE = ("dev", "docs")  # extras that the package itself does not use
+
+
+def declared(beside: Collection[str] = BESIDE) -> list[Requirement]:
+    """What pyproject.toml asks for to run, extras included, some left out."""
     project = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name not in beside for line in lines]
     return [Requirement(line) for line in [*project["dependencies"], *extras]]
 
 
@@ -329,7 +332,7 @@ def unpinned(constraints: str) -> list[str]:
     """What is declared, and not pinned to a version that its declaration allows and every index has."""
     pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line)
     known = {name: pin for name, pin in pins.items() if "+" not in pin}  # 2.13.0+cpu is of one index alone
-    return [str(each) for each in declared() if not each.specifier.contains(known.get(each.name, "0"))]
+    return [str(each) for each in declared(beside=["dev"]) if not each.specifier.contains(known.get(each.name, "0"))]
 
 
 def test_every_library_is_pinned_to_a_version_that_is_allowed():

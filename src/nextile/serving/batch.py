@@ -15,10 +15,10 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextile.base.device import memory_available
 from nextile.base.errors import NextileError, UsageError
@@ -164,7 +164,7 @@ class Batch:
         self.waiting: deque[Text] = deque()
         self.active: list[Text] = []  # the oldest first
         self.counts = Counts()
-        self._packed = Packed(model) if rows > 1 else None
+        self._packed = Packed(cast(nn.Module, model)) if rows > 1 else None
         self._solo = Solo(model, self.cache) if compiled and can_be_compiled(self.device.type) else None
         self._reading: deque[Text] = deque()  # whose turn it is to read a prompt
         self._arrived = 0

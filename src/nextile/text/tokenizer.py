@@ -383,7 +383,7 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class _TextStream:
-    """Decoders that look at the neighbours (WordPiece, SentencePiece): decode what is open, let out what is new and whole.
+    """Decoders that look at the neighbours (WordPiece, SentencePiece): decode them, let out what is new and whole.
 
     Where a decoder looks no further than the neighbours, all before the last token whose text is out is forgotten.
     """

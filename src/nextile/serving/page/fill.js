@@ -10,6 +10,12 @@ const MASK = "[MASK]";
 const TOP = 8;
 const BEST = 4; // texts of a denoiser
 
+/** A text and a token after it: some carry the space before them, those of WordPiece say that there is none. */
+function joined(before, token) {
+  if (/^##[^#\s]/.test(token)) return before.trimEnd() + token.slice(2);
+  return (token.startsWith(" ") && before.endsWith(" ") ? before.slice(0, -1) : before) + token;
+}
+
 export class Fill {
   constructor(model) {
     this.masked = model.nextile.task === "masked";
@@ -67,11 +73,9 @@ export class Fill {
   }
 
   choose(input, place, text) {
+    if (text.startsWith("bytes:")) return; // part of a character
     const parts = input.split(MASK);
-    const before = parts.slice(0, place + 1).join(MASK);
-    // Where words carry the space before them, a gap is one with its space.
-    const own = text.startsWith(" ") && before.endsWith(" ") ? before.slice(0, -1) : before;
-    this.input.value = own + text + parts.slice(place + 1).join(MASK);
+    this.input.value = joined(parts.slice(0, place + 1).join(MASK), text) + parts.slice(place + 1).join(MASK);
     if (parts.length > 2) this.start();
     else this.output.textContent = visible(this.input.value);
   }
