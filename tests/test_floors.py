@@ -305,8 +305,8 @@ def test_every_folder_names_its_floor():
 def libraries(package: Path) -> set[str]:
     """The distributions that a package imports, those of Python and its own left out."""
     tops = {name.partition(".")[0] for path in modules(package).values() for name in named(path, package.name)}
-    foreign = tops - sys.stdlib_module_names - {package.name, "pydoc_data"}
-    return {canonicalize_name(each) for top in foreign for each in packages_distributions().get(top, [top])}
+    foreign, providers = tops - sys.stdlib_module_names - {package.name, "pydoc_data"}, packages_distributions()
+    return {canonicalize_name(each) for top in foreign for each in providers.get(top, [top])}
 
 
 BESIDE = ("dev", "docs")  # extras that the package itself does not use

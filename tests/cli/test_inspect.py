@@ -100,6 +100,22 @@ def test_a_long_text_is_cut_and_that_is_said(inspect):
     assert len(json.loads(answer.out)["pieces"]) == 48
 
 
+def test_its_own_page_is_written_anew_and_what_is_no_page_of_it_stays(inspect, tmp_path):
+    assert inspect("speaker", looks.TEXT, "--json").code == 0
+    (page,) = tmp_path.glob("*.html")
+    before = page.read_bytes()
+    assert inspect("speaker", "the new wall", "--json").code == 0
+    assert page.read_bytes() != before
+    page.write_text("<!doctype html><p>my thesis</p>")
+    (tmp_path / "folder.html").mkdir()
+    for asked in ((), ("--out", page.name), ("--out", "folder.html")):
+        answer = inspect("speaker", looks.TEXT, *asked)
+        assert (answer.code, answer.out) == (2, "")
+        assert "is there and is no page of nextile inspect: name another file by --out" in answer.err
+        assert answer.err.count("\n") == 1
+    assert page.read_text() == "<!doctype html><p>my thesis</p>"
+
+
 @pytest.mark.parametrize(
     ("maker", "arguments", "code", "said"),
     [

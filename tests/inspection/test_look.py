@@ -11,6 +11,7 @@ from nextile.nn import attention as attending
 from nextile.nn import specs
 from nextile.nn.lora import Lora, add_lora
 from nextile.nn.quantize import Int8, quantize
+from nextile.nn.silence import silenced
 from nextile.nn.tap import record
 
 CLOSE = {"rtol": 0, "atol": 1e-9}
@@ -179,6 +180,42 @@ def test_surprise_is_the_nats_of_each_token_after_those_before(look):
     assert len(surprise) == len(look.pieces)
     wanted = [-row[came] for row, came in zip(logprobs, look.ids[1:], strict=False)]
     np.testing.assert_allclose(surprise[1:], wanted, **CLOSE)
+
+
+# --- parts that are switched off -----------------------------------------------------------------------------------
+
+
+def test_what_is_silent_adds_nothing_and_the_rest_is_looked_at():
+    model = SHAPES["learned places"]()
+    whole = np.asarray(model.inspect(TEXT).added())
+    with silenced(model.model, ["0", "1.attention", "2.3"]):
+        look = model.inspect(TEXT)
+        added = np.asarray(look.added())
+        assert (added[0] == 0).all()
+        assert (added[1, 0] == 0).all()
+        assert (added[1:, 1] > 0).all()
+        stream = np.asarray(look.stream())
+        np.testing.assert_array_equal(stream[0], stream[1])
+        assert look.weights(layer=2).sizes["head"] == HEADS
+    assert (whole > 0).all()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda look: look.weights(),
+        lambda look: look.head(1, 0),
+        lambda look: look.rollout(),
+        lambda look: look.neurons(),
+    ],
+)
+def test_of_what_is_silent_there_are_no_weights_and_that_is_one_line(ask):
+    model = SHAPES["learned places"]()
+    with silenced(model.model, "1"):
+        look = model.inspect(TEXT)
+        with pytest.raises(UsageError, match="was not computed, since it is switched off") as caught:
+            ask(look)
+    assert "\n" not in str(caught.value)
 
 
 # --- neurons ----------------------------------------------------------------------------------------------------------

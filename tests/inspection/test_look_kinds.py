@@ -9,6 +9,7 @@ from tests.inspection.looks import CLASSES, DEPTH, HEADS, TEXT, picture, softmax
 
 from nextile.api import Model
 from nextile.base.errors import NextileError, UsageError
+from nextile.inspection import look_pairs
 from nextile.models.build import build
 from nextile.models.families import imagegpt, marian, t5
 from nextile.nn import specs
@@ -154,6 +155,17 @@ def test_the_target_is_what_the_model_writes_itself_unless_it_is_given(translato
     written = translator.translate(TEXT, beams=4, max_tokens=2, details=True)
     assert (cut.ids[1:], written.finish_reason) == (written.tokens, "length")
     assert np.asarray(cut.lens().rank)[-1, -1] == -1
+
+
+def test_nothing_is_written_before_it_is_asked_for(translator, monkeypatch):
+    calls = []
+    monkeypatch.setattr(look_pairs, "beam_search", lambda **asked: calls.append(1))
+    look = translator.inspect(TEXT)
+    assert [(look.depth(which), look.heads(which)) for which in look.which] == [(DEPTH, HEADS)] * 3
+    assert look.parts() == ("self_attention", "cross_attention", "feed_forward")
+    assert len(look.pieces) < look.most_ids <= 48
+    assert calls == []
+    assert translator.inspect(TEXT, "the new").most_ids == len(translator.inspect(TEXT, "the new").target_pieces)
 
 
 def test_steps_and_beams_of_a_translator_are_those_of_translate(translator):

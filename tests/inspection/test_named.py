@@ -70,6 +70,11 @@ def test_places_that_are_not_there_are_an_error_in_one_line(array, asked, said):
     assert str(caught.value) == said
 
 
+def test_a_mean_over_no_axis_of_it_is_an_error_in_one_line(array):
+    with pytest.raises(UsageError, match="there is no axis 'key' here: the axes are layer, head, query"):
+        array.mean("layer", "key")
+
+
 def test_narrow_numbers_become_float32_and_wide_ones_stay():
     tensor = torch.tensor([1.0, 1 / 3])
     assert named(tensor.bfloat16(), "x").values.dtype == np.float32

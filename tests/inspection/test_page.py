@@ -17,6 +17,7 @@ import torch
 from tests.inspection import looks
 
 from nextile.api import Model
+from nextile.inspection import payload as payloads
 from nextile.inspection.page import ENTRY, IMPORT, html, page
 from nextile.inspection.payload import payload
 from nextile.models.build import build
@@ -330,6 +331,23 @@ def test_sliders_cut_as_generate_does(opened):
         assert told.inner_text().startswith(f"{len(wanted):,} token")
 
 
+def test_a_text_of_one_token_has_predictions_and_no_classes(opened):
+    at = opened(page(payload(looks.speaker().inspect([5]), max_tokens=1)))
+    expect(at.locator("#lens .readout")).to_contain_text("After")
+    assert at.locator("#lens tbody td").count() == looks.DEPTH + 1
+    assert "class" not in at.locator("#lens").inner_text()
+
+
+@slow
+def test_what_is_said_of_a_head_and_of_the_stream_is_so_of_this_model(opened):
+    lm, denoiser = opened(page(content("lm"))), opened(page(content("denoise")))
+    assert "/ \u221ad" in lm.locator("#head .formula").inner_text()
+    assert "\u00d7 1.0000" in denoiser.locator("#head .formula").inner_text()  # T5 does not divide by the root of d
+    after = opened(page(payload(looks.SHAPES["after, sines, scaled"]().inspect(TEXT), max_tokens=1)))
+    assert "norm(x + mlp(x))" in after.locator("#stream .formula").text_content()
+    assert "norm(" not in lm.locator("#stream .formula").text_content()
+
+
 @slow
 def test_the_steps_are_those_of_the_decoding(opened):
     look = looked("lm")
@@ -395,10 +413,11 @@ def test_words_have_their_neighbours_and_a_map(opened):
     wanted = [cosine for _, near in look.neighbours(8) for _, cosine in near]
     assert numbers(at.locator("#neighbours")) == pytest.approx(wanted, abs=1e-5)
     at.locator(".spot[tabindex='0']").focus()
-    before = at.locator("#map .readout").inner_text()
+    seen = {at.locator("#map .readout").inner_text()}
     for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
         at.keyboard.press(key)
-    assert at.locator("#map .readout").inner_text() != before or at.locator(".spot.here").count() == 1
+        seen.add(at.locator("#map .readout").inner_text())
+    assert len(seen) > 1
 
 
 @slow
@@ -420,6 +439,22 @@ def test_a_server_is_asked_for_a_head_that_was_left_out(opened):
 
 
 @slow
+def test_a_server_that_refuses_a_head_is_asked_once_and_its_words_stay(opened):
+    whole = content("lm")
+    ask = "() => Promise.reject(new Error(`no ${++window.count}`))"
+    text = changed(page({**whole, "heads": whole["heads"][:1]}), MOUNTED.replace("payload)", f"payload, {ask})"))
+    at = opened(text)
+    at.evaluate("window.count = 0")
+    other = whole["heads"][1]
+    at.locator(f"[data-place='{other['layer']}.{other['head']}']").click()
+    expect(at.locator(".missing")).to_contain_text("did not give this head: no 1")
+    for piece in at.locator(".strip .piece").all()[:3]:
+        piece.hover()
+        at.wait_for_timeout(40)
+    expect(at.locator(".missing")).to_contain_text("did not give this head: no 1")
+
+
+@slow
 def test_without_a_server_it_says_how_to_get_a_head(opened):
     whole = content("lm")
     at = opened(page({**whole, "heads": whole["heads"][:1]}))
@@ -427,6 +462,34 @@ def test_without_a_server_it_says_how_to_get_a_head(opened):
     at.locator(f"[data-place='{other['layer']}.{other['head']}']").click()
     expect(at.locator(".missing")).to_contain_text(f"--layer {other['layer']} --head {other['head']}")
     expect(at.locator(".ledger")).to_be_hidden()
+
+
+@slow
+def test_what_was_left_out_is_not_shown_as_what_was_there_before(opened, monkeypatch):
+    monkeypatch.setattr(payloads, "WEIGHTS", 1)
+    monkeypatch.setattr(payloads, "HEADS", 1)
+    at = opened(page(payload(looked("translate"), layer=1, head=2, max_tokens=1)))
+    expect(at.locator("#alignment .aligned")).to_be_visible()
+    at.get_by_label("mean of the layer").check()  # of which there is one head of four
+    expect(at.locator("#alignment .readout")).to_have_text("Layer 1, all heads; its weights were left out")
+    at.get_by_label("mean of the layer").uncheck()
+    expect(at.locator("#alignment .aligned")).to_be_visible()
+    at.locator("[data-place='0.1']").click()
+    expect(at.locator("#alignment .readout")).to_have_text("Layer 0, head 1; its weights were left out")
+    expect(at.locator("#alignment .aligned")).to_be_hidden()
+    expect(at.locator(".missing")).not_to_contain_text("All heads")
+    found = payload(looked("classify"), layer=1, head=2, max_tokens=1)
+    at = opened(page(found))
+    shown = """(canvas) => {
+      const copy = document.createElement("canvas").getContext("2d");
+      copy.drawImage(canvas, 0, 0);
+      return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
+    }"""
+    over = at.locator(".strip .matrix > canvas:not(.seen)")
+    assert len(set(over.evaluate(shown)[3::4])) > 2
+    at.locator("[data-place='0.1']").click()
+    expect(at.locator(".stepper").first).to_contain_text("Layer 0")
+    assert set(over.evaluate(shown)[3::4]) == {0}
 
 
 # --- hostile text -----------------------------------------------------------------------------------------------------
@@ -641,3 +704,25 @@ def test_colours_follow_a_choice(opened):
     at.get_by_role("button", name="Colours").click()
     expect(at.locator("html")).to_have_attribute("data-theme", "light")
     assert legend.evaluate(pixels) != dark
+
+
+@slow
+def test_what_is_shown_no_more_is_forgotten(opened):
+    again = 'window.again = () => mount(document.getElementById("views"), payload);'
+    at = opened(changed(page(content("lm")), f"{MOUNTED} {again}"))
+    at.evaluate("""() => {
+      const canvases = ["#head canvas", "#heads .legend canvas"].map((each) => document.querySelector(each));
+      window.were = canvases.map((each) => new WeakRef(each));
+      window.kept = document.createElement("canvas");
+      window.held = new WeakRef(window.kept);
+    }""")
+    at.evaluate("window.again()")
+    at.wait_for_timeout(600)
+    at.request_gc()
+    assert at.evaluate("window.were.map((each) => each.deref() === undefined)") == [True, True]
+    assert at.evaluate("window.held.deref() === window.kept")  # control
+    pixels = at.locator("#heads .legend canvas").evaluate("canvas => canvas.toDataURL()")
+    at.get_by_role("button", name="Colours").click()
+    at.get_by_role("button", name="Colours").click()
+    expect(at.locator("html")).to_have_attribute("data-theme", "dark")
+    assert at.locator("#heads .legend canvas").evaluate("canvas => canvas.toDataURL()") != pixels

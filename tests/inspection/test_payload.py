@@ -15,6 +15,7 @@ from tests.inspection import looks
 from nextile.base.errors import UsageError
 from nextile.inspection import payload as module
 from nextile.inspection.payload import Payload, flags, floats, head_part, payload, pointed, shares, wholes
+from nextile.nn import specs
 
 TYPES = {"f4": "<f4", "u4": "<u4", "u2": "<u2"}
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -190,6 +191,16 @@ def test_steps_beams_and_classes_are_the_inspections():
     assert shares_ == dict(looked("classify").classes)
 
 
+def test_a_part_of_many_passes_is_made_in_turns_and_told_once():
+    told: list[int] = []
+    work = module.payload_by_parts(
+        looked("lm"), which=None, layer=None, head=None, max_tokens=1, beams=2, advance=lambda: told.append(1)
+    )
+    turns = sum(1 for _ in work)
+    assert len(told) == len(module.PARTS["lm"])
+    assert turns >= len(told) + looks.DEPTH * looks.HEADS
+
+
 def test_a_model_that_lacks_one_thing_has_the_others():
     found = payload(looks.SHAPES["experts"]().inspect(looks.TEXT), max_tokens=2)
     assert "neurons" not in found
@@ -221,6 +232,16 @@ def test_what_is_not_there_is_one_line(asked):
     with pytest.raises(UsageError) as error:
         payload(looked("lm"), **asked)
     assert "\n" not in str(error.value)
+
+
+def test_layers_of_a_model_without_any_are_one_line():
+    from nextile.text.lexicon import train_lexicon
+
+    tokenizer = train_lexicon(["the cat and the dog"], 1)
+    look = looks.loaded(specs.CBOW(vocab=tokenizer.vocab_size, width=8), tokenizer).inspect("cat")
+    for asked in ({"layer": 0}, {"head": 0}, {"which": "self"}):
+        with pytest.raises(UsageError, match="has no layers"):
+            payload(look, **asked)
 
 
 # --- what is left out -------------------------------------------------------------------------------------------------

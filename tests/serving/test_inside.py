@@ -80,7 +80,11 @@ def test_one_head_alone(lm, translator):
         ("inspect", {"input": ["ab"]}, "'input' is ['ab']"),
         ("inspect/head", {"input": "ab"}, "'layer' is missing"),
         ("inspect/head", {"input": "ab", "layer": 0, "head": 4}, "head 4 is not there"),
-        ("inspect/head", {"input": "ab", "layer": 0, "head": 0, "which": "cross"}, "no attention called 'cross' here"),
+        (
+            "inspect/head",
+            {"input": "ab", "layer": 0, "head": 0, "which": "cross"},
+            "no attention 'cross' in",
+        ),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused(lm, path, body, said):
@@ -122,6 +126,12 @@ def test_a_look_that_would_take_too_much_memory_is_refused(lm, monkeypatch):
     monkeypatch.setattr(routes, "MOST_PIECES", 512)
     monkeypatch.setattr(routes, "MOST_WEIGHTS", 100)
     assert "the weights of all heads are" in lm.post("/v1/inspect", input="abcd").error["message"]
+
+
+def test_the_memory_of_a_target_counts_as_well(translator, monkeypatch):
+    monkeypatch.setattr(routes, "MOST_WEIGHTS", 3000)
+    assert translator.post("/v1/inspect", input="a", target="h").status == 200
+    assert "the weights of all heads are" in translator.post("/v1/inspect", input="a", target="h" * 30).error["message"]
 
 
 # --- gaps -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -1032,6 +1032,14 @@ def test_a_real_model_writes_and_goes_on_from_an_alternative(opened, lm):
     assert sum(number(each) for each in page.locator(".next .share").all_inner_texts()) == pytest.approx(100, abs=1)
 
 
+def until(page: Any, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Let the page go on until something holds here. Errors: AssertionError when it does not."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+
+
 def test_what_was_written_is_looked_into_and_other_heads_are_asked_for(opened, lm, monkeypatch):
     monkeypatch.setattr(payloads, "HEADS", 0)  # room for the chosen one alone
     page = opened(lm)
@@ -1045,9 +1053,11 @@ def test_what_was_written_is_looked_into_and_other_heads_are_asked_for(opened, l
     assert page.url.endswith("#look-inside")
     assert asked.count("/v1/inspect") == 1
     for place in range(4):
-        page.locator(f'.thumb[data-place="0.{place}"]').click()
-    expect(page.locator(".missing")).to_be_hidden()
-    assert asked.count("/v1/inspect/head") == 3
+        thumb = page.locator(f'.thumb[data-place="0.{place}"]')
+        thumb.click()
+        expect(thumb).to_have_attribute("aria-pressed", "true")
+        expect(page.locator(".missing")).to_be_hidden()
+    until(page, lambda: asked.count("/v1/inspect/head") == 3)
     page.get_by_label("What to look at").fill("h")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".inspect")).to_have_count(1)

@@ -75,17 +75,19 @@ def inspect(
 
     from nextile import api
     from nextile.base.files import atomic_write
-    from nextile.inspection.page import page
+    from nextile.inspection.page import is_page, page
     from nextile.inspection.payload import PARTS, payload
     from nextile.tasks.report import choose
 
     loaded, report = api.load(model, device=device, dtype=dtype), choose()
+    path = out or Path(f"inspect-{_called(loaded)}.html")
+    if path.exists() and not is_page(path):
+        raise UsageError(f"'{path}' is there and is no page of nextile inspect: name another file by --out")
     with report.bar("looking inside", len(PARTS[loaded.task]) + 2, "parts") as bar:
         look = loaded.inspect(_read(loaded, given), target, beams=beams)
         content = payload(
             look, which=which, layer=layer, head=head, max_tokens=max_tokens, beams=beams, advance=bar.advance
         )
-        path = out or Path(f"inspect-{_called(loaded)}.html")
         whole_page = page(content)
         bar.advance()
         atomic_write(path, whole_page)

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from nextile.base.errors import UsageError
 from nextile.inspection.named import NamedArray, named
-from nextile.inspection.stack import Stack, within
+from nextile.inspection.stack import Stack, found_in, within
 from nextile.nn.attention import MultiHeadAttention
-
-Which = Literal["self", "encoder", "cross"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def one_head(of: Attention, layer: int, head: int) -> Head:
     names = {what: f"{stack.path}.blocks.{layer}.{of.part}.inner.{what}" for what in WHATS}
     biases = f"{stack.path}.position_biases"
     seen = stack.captured(*names.values(), biases, heads=[head])
-    found = {what: seen[name][0, 0] for what, name in names.items()}  # (T or S, E or S)
+    found = {what: found_in(seen, name)[0, 0] for what, name in names.items()}  # (T or S, E or S)
     bias = seen[biases][0, head] if biases in seen and of.part == "self_attention" else None
     scores = found["compared"] if bias is None else found["compared"] + bias
     time, among = ("query", "width"), ("query", "key")

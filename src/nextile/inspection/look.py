@@ -29,8 +29,8 @@ from nextile.inspection.named import NamedArray, named
 from nextile.inspection.neighbours import Found, near
 from nextile.inspection.neurons import Neurons
 from nextile.inspection.pieces import Piece
-from nextile.inspection.stack import Embedding, Stack
-from nextile.inspection.steps import Choice, Step
+from nextile.inspection.stack import Embedding, Stack, within
+from nextile.inspection.steps import Choice, Step, next_choices, sampled, surprises
 from nextile.inspection.vectors import displays, word_vectors
 
 Result = TypeVar("Result")
@@ -93,6 +93,10 @@ class Inspection:
     def parts(self, which: str = "self") -> tuple[str, ...]:
         """What adds to the stream in each block, in the order of `added`."""
         return self._stack(which).parts
+
+    def norm_place(self, which: str = "self") -> str:
+        """Where the norms of a block stand: "before", "after" the sum, "inside" or "around" what is added."""
+        return self._stack(which).module.spec.norm_place
 
     # --- embedding --------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,8 @@ class Inspection:
         self._refuse_mute(which)
         direction = neurons.direction(self._stack(which), layer, neuron)
         with evaluating(self.model), torch.no_grad():
-            scores = self._speak(direction) - self._speak(torch.zeros_like(direction))  # without the bias
+            nothing = self._once(("nothing",), lambda: self._speak(torch.zeros_like(direction)))  # of the bias alone
+            scores = self._speak(direction) - nothing
         best: Any = scores.topk(min(_positive(top, "top"), len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(index, self.token_text(index), score) for index, score in pairs]
@@ -316,6 +321,21 @@ class Inspection:
         lookup, shown = word_vectors(self.pretrained), displays(self.pretrained.tokenizer)
         names = [(piece.text, shown(piece.id)) for piece in self.pieces]
         return [(text, near(lookup, name, n) if name in lookup.table.rows else []) for text, name in names]
+
+
+class Predicting(Inspection):
+    """A model that says at each position what comes next."""
+
+    @property
+    def surprise(self) -> NamedArray:
+        return surprises(self._logits[:-1], self._truth()[:-1])
+
+    def next(
+        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        min_p: float | None = None, position: int | None = None, top: int | None = 50,
+    ) -> list[Choice]:  # fmt: skip
+        place = within(-1 if position is None else position, len(self._logits), "position")
+        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self.token_text, top)
 
 
 def _positive(number: int, what: str) -> int:

@@ -20,18 +20,17 @@ from nextile.generation.fill import span_rules, span_source
 from nextile.generation.pool import refuse_longer
 from nextile.generation.translate import not_written, source_ids, translation_limit
 from nextile.inspection.beams import BeamTree, Tree, growing
-from nextile.inspection.look import Draw, Inspection, ids_of
-from nextile.inspection.look_texts import refuse_few, sampled, surprises
-from nextile.inspection.named import NamedArray
+from nextile.inspection.look import Draw, Predicting, ids_of
+from nextile.inspection.look_texts import refuse_few
 from nextile.inspection.pieces import Piece, shower, text_pieces
-from nextile.inspection.stack import Embedding, Stack, within
-from nextile.inspection.steps import Choice, Step, next_choices, steps
+from nextile.inspection.stack import Embedding, Stack
+from nextile.inspection.steps import Step, sampled, steps
 from nextile.text.masks import sentinels_of
 
 FORBIDDEN = -100.0  # added to the logits of tokens that are never written: the most that a bias can be
 
 
-class PairLook(Inspection):
+class PairLook(Predicting):
     """A translator: what the encoder reads, and a target that is given or that the model writes by beams itself."""
 
     kind = "translate"
@@ -90,6 +89,11 @@ class PairLook(Inspection):
         """The target as it reads."""
         return self.pretrained.tokenizer.decode(self.ids[1:])
 
+    @property
+    def most_ids(self) -> int:
+        """How many tokens the decoder reads; at most, where the model is still to write them."""
+        return 1 + (self._limit(self._max_tokens) if self._given is None else len(self._given))
+
     def token_text(self, index: int) -> str:
         return self._shown(index)
 
@@ -97,17 +101,6 @@ class PairLook(Inspection):
         return self.embedding("encoder")
 
     # --- predictions ------------------------------------------------------------------------------------------------
-
-    @property
-    def surprise(self) -> NamedArray:
-        return surprises(self._logits[:-1], self.ids[1:])
-
-    def next(
-        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, position: int | None = None, top: int | None = 50,
-    ) -> list[Choice]:  # fmt: skip
-        place = within(-1 if position is None else position, len(self._logits), "position")
-        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self._shown, top)
 
     def steps(
         self, max_tokens: int = 16, temperature: float = 0.0, seed: int | None = None, *, top: int = 5
@@ -172,10 +165,9 @@ class PairLook(Inspection):
 
     def _made(self, which: str) -> Stack:
         if which == "encoder":
-            return Stack(self.model, "encoder", "source", lambda: self.model.encode(self._source_input))
-        target, memory = self._target_input, self._memory  # computed before anything is captured
+            return Stack(self.model, "encoder", "source", self.model.encode, lambda: (self._source_input,))
         embed = "target" if self.spec.target else "source"  # type: ignore[union-attr]
-        return Stack(self.model, "decoder", embed, lambda: self.model.features(target, memory))
+        return Stack(self.model, "decoder", embed, self.model.features, lambda: (self._target_input, self._memory))
 
     def _say(self, x: Tensor) -> Tensor:
         with evaluating(self.model), torch.no_grad():

@@ -17,13 +17,11 @@ from nextile.checkpoint.pretrained import Pretrained
 from nextile.generation.decode import evaluating
 from nextile.images.processor import Palette
 from nextile.inspection.attention import over_picture
-from nextile.inspection.look import Draw, Inspection
-from nextile.inspection.look_texts import ranked, sampled, surprises
-from nextile.inspection.named import NamedArray
+from nextile.inspection.look import Draw, Inspection, Predicting
+from nextile.inspection.look_texts import ranked
 from nextile.inspection.neighbours import Found
 from nextile.inspection.pieces import Piece, places
 from nextile.inspection.stack import Stack, within
-from nextile.inspection.steps import Choice, next_choices
 
 
 class PictureLook(Inspection):
@@ -80,7 +78,7 @@ class PictureLook(Inspection):
         raise NotImplementedError
 
     def _made(self, which: str) -> Stack:
-        return Stack(self.model, "stack", "embed", lambda: self.model.features(self._inputs))
+        return Stack(self.model, "stack", "embed", self.model.features, lambda: (self._inputs,))
 
     def _say(self, x: Tensor) -> Tensor:
         with evaluating(self.model), torch.no_grad():
@@ -129,7 +127,7 @@ class ClassifierLook(PictureLook):
         return self._head(direction.expand(1, 1 + self.summaries, -1))[0]  # as if all vectors were this one
 
 
-class PainterLook(PictureLook):
+class PainterLook(Predicting, PictureLook):
     """An image-GPT: each pixel is a token, predicted from those before it, row by row."""
 
     kind = "paint"
@@ -166,14 +164,3 @@ class PainterLook(PictureLook):
 
     def _truth(self) -> list[int]:
         return self.pixels
-
-    @property
-    def surprise(self) -> NamedArray:
-        return surprises(self._logits[:-1], self.pixels[:-1])
-
-    def next(
-        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, position: int | None = None, top: int | None = 50,
-    ) -> list[Choice]:  # fmt: skip
-        place = within(-1 if position is None else position, len(self._logits), "position")
-        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self.token_text, top)

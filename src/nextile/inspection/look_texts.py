@@ -19,13 +19,11 @@ from nextile.generation.complete import beam_window
 from nextile.generation.decode import EagerReader, check_ids, decode, evaluating
 from nextile.generation.fill import masked_ids
 from nextile.generation.pool import refuse_longer
-from nextile.generation.sample import Sampling
 from nextile.inspection.beams import BeamTree, Tree, growing
-from nextile.inspection.look import Draw, Inspection, ids_of
-from nextile.inspection.named import NamedArray, named
+from nextile.inspection.look import Draw, Inspection, Predicting, ids_of
 from nextile.inspection.pieces import Piece, shower, text_pieces
 from nextile.inspection.stack import Stack, within
-from nextile.inspection.steps import Choice, Step, next_choices, steps
+from nextile.inspection.steps import Choice, Step, next_choices, sampled, steps
 from nextile.text.frame import own_frame, usual_frame
 from nextile.text.masks import mask_of, ordinary_of
 
@@ -58,7 +56,7 @@ class TextLook(Inspection):
         return torch.tensor([self.ids], device=self._device)  # (1, T)
 
     def _made(self, which: str) -> Stack:
-        return Stack(self.model, "stack", "embed", lambda: self.model.features(self._inputs))
+        return Stack(self.model, "stack", "embed", self.model.features, lambda: (self._inputs,))
 
     def _say(self, x: Tensor) -> Tensor:
         with evaluating(self.model), torch.no_grad():
@@ -70,24 +68,13 @@ class TextLook(Inspection):
             return self.model(self._inputs)[0]
 
 
-class LanguageLook(TextLook):
+class LanguageLook(Predicting, TextLook):
     """A model that writes from left to right."""
 
     kind = "lm"
 
     def _truth(self) -> list[int]:
         return [*self.ids[1:], -1]
-
-    @property
-    def surprise(self) -> NamedArray:
-        return surprises(self._logits[:-1], self.ids[1:])
-
-    def next(
-        self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, position: int | None = None, top: int | None = 50,
-    ) -> list[Choice]:  # fmt: skip
-        place = within(-1 if position is None else position, len(self._logits), "position")
-        return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self._shown, top)
 
     def steps(
         self, max_tokens: int = 16, temperature: float = 0.0, seed: int | None = None, *, top: int = 5
@@ -172,23 +159,6 @@ def ranked(logits: Tensor, classes: tuple[str, ...]) -> list[tuple[str, float]]:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     shares = wide.softmax(-1).tolist()
     return sorted(zip(classes, shares, strict=True), key=lambda pair: -pair[1])
-
-
-def surprises(logits: Tensor, came: list[int]) -> NamedArray:
-    """Nats of what came, (T,), by the logits (T, V) before each; NaN for the first piece, before which nothing was."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    ids = torch.tensor(came, dtype=torch.long, device=logits.device)
-    nats = -wide.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    return named(torch.cat((nats.new_full((1,), torch.nan), nats)), "position")
-
-
-def sampled(
-    temperature: float, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
-    seed: int | None = None,
-) -> Sampling:  # fmt: skip
-    """Errors: UsageError for settings out of bounds."""
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    return resolve(Sampling, asked)
 
 
 def refuse_few(max_tokens: int) -> None:

@@ -43,19 +43,21 @@ class NamedArray:
         Errors: UsageError for an axis that there is not, and for a place outside it.
         """
         for name, place in places.items():
-            if name not in self.dims:
-                raise UsageError(f"there is no axis '{name}' here: the axes are {', '.join(self.dims) or 'none'}")
-            if not isinstance(place, slice) and not -self.sizes[name] <= place < self.sizes[name]:
-                raise UsageError(
-                    f"{name} is {place}, and there are {self.sizes[name]}: from 0 to {self.sizes[name] - 1}"
-                )
+            size = self.shape[self._axis(name)]
+            if not isinstance(place, slice) and not -size <= place < size:
+                raise UsageError(f"{name} is {place}, and there are {size}: from 0 to {size - 1}")
         found = self.values[tuple(places.get(name, slice(None)) for name in self.dims)]
         return NamedArray(found, [name for name in self.dims if isinstance(places.get(name, slice(None)), slice)])
 
     def mean(self, *names: str) -> NamedArray:
-        """The mean over these axes."""
-        axes = tuple(self.dims.index(name) for name in names)
+        """The mean over these axes. Errors: UsageError for an axis that there is not."""
+        axes = tuple(self._axis(name) for name in names)
         return NamedArray(self.values.mean(axes), [name for name in self.dims if name not in names])
+
+    def _axis(self, name: str) -> int:
+        if name not in self.dims:
+            raise UsageError(f"there is no axis '{name}' here: the axes are {', '.join(self.dims) or 'none'}")
+        return self.dims.index(name)
 
     def item(self) -> Any:
         """The one number that this is."""

@@ -15,13 +15,16 @@ import string
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from nextile.base.files import open_regular
 from nextile.inspection.look import Inspection
 from nextile.inspection.payload import Payload, payload
 
 ENTRY = "single.js"
 STYLES = ("base.css", "inspect.css")
+MADE_BY = b'<meta name="generator" content="nextile inspect">'  # near the beginning of each page
 IMPORT = re.compile(r'^import (?:\{([^}]*)\}|\* as (\w+)) from "\./([\w-]+\.js)";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const|let) (\w+))", re.MULTILINE)
 
@@ -43,11 +46,20 @@ def page(content: Payload) -> str:
     return template.substitute(policy=policy, style=style, payload=inert, script=script)
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of ours, and not somebody's own."""
+    try:
+        with open_regular(path) as file:
+            return MADE_BY in file.read(1000)
+    except OSError:
+        return False
+
+
 def finite(value: Any) -> Any:
     """The value with null for what is no finite number, since JSON has no word for it."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

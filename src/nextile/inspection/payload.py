@@ -15,6 +15,7 @@ import numpy as np
 
 from nextile.base.errors import UsageError
 from nextile.inspection.look import Inspection
+from nextile.inspection.look_pictures import PictureLook
 from nextile.inspection.neighbours import near
 from nextile.inspection.pieces import Piece
 from nextile.inspection.stack import within
@@ -30,6 +31,7 @@ SHOWN = 64  # numbers of an embedding
 TOP = 5  # tokens of a lens, and that a neuron speaks for
 ACTIVE = 5  # neurons of a position
 PROMOTED = 320  # neurons of which it is said what they speak for
+TOGETHER = 16  # of these, at a time
 LIKELIEST = 200  # tokens of a distribution by name
 TAIL = 16_384  # groups at most of the others
 NEAR = 8  # neighbours of a piece
@@ -114,14 +116,15 @@ def head_part(inspection: Inspection, which: str, layer: int, head: int) -> Payl
     return part | {"weights": shares(found.weights)}
 
 
-class Choice:
+class Opening:
     """The stack, layer, head and query that a page opens with: what is asked for, else what is worth a look."""
 
     def __init__(self, inspection: Inspection, which: str | None, layer: int | None, head: int | None):
         """Errors: UsageError for an attention, a layer or a head that there is not."""
         self._inspection = inspection
         self.which = which or ("cross" if "cross" in inspection.which else "self")
-        self._layer = None if layer is None else within(layer, inspection.depth(self.which), "layer")
+        depth = inspection.depth(self.which)
+        self._layer = None if layer is None else within(layer, depth, "layer")
         self._head = None if head is None else within(head, inspection.heads(self.which), "head")
 
     @cached_property
@@ -135,7 +138,7 @@ class Choice:
     def scores(self, which: str) -> np.ndarray:
         """How much each head is worth a look, (L, H)."""
         weights = np.asarray(self._inspection.weights(which))
-        if hasattr(self._inspection, "picture"):
+        if isinstance(self._inspection, PictureLook):
             return shaped(weights)
         return pointed(weights, which != "cross" and is_causal(weights))
 
@@ -144,10 +147,8 @@ class Choice:
         """The last position where the model writes, a gap where it fills them, a summary or the middle of a picture."""
         look, weights = self._inspection, self._inspection.weights(self.which)
         queries = weights.sizes["query"]
-        if look.kind == "classify":
-            return 0 if look.summaries else queries // 2 + look.grid[1] // 2  # type: ignore[attr-defined]
-        if look.kind == "paint":
-            return queries // 2 + look.grid[1] // 2  # type: ignore[attr-defined]
+        if isinstance(look, PictureLook):
+            return 0 if look.kind == "classify" and look.summaries else queries // 2 + look.grid[1] // 2
         if self.which == "cross":
             return queries // 2
         gaps = gaps_of(look)
@@ -176,13 +177,21 @@ def gaps_of(inspection: Inspection) -> list[int]:
 
 
 class Writer:
-    """The parts of a payload, one by one; `words` are the tokens that they name, `left_out` what they lack."""
+    """The parts of a payload, one by one; `words` are the tokens that they name, `left_out` what they lack.
 
-    def __init__(self, inspection: Inspection, choice: Choice | None, max_tokens: int, beams: int):
+    Those that take many forward passes are generators, of which each `next` is one, or a few.
+    """
+
+    def __init__(self, inspection: Inspection, choice: Opening | None, max_tokens: int, beams: int):
         self.look, self.choice, self.max_tokens, self.beams = inspection, choice, max_tokens, beams
         self.words: dict[int, str] = {}
         self.kept: set[tuple[str, int]] = set()  # the layers whose weights are there
         self.left_out: list[str] = []
+
+    def part(self, name: str) -> Generator[None, None, Any]:
+        """The part of this name."""
+        made = getattr(self, name)()
+        return (yield from made) if isinstance(made, Generator) else made
 
     # --- attention ---
 
@@ -205,7 +214,7 @@ class Writer:
     def _glance(self, whole: np.ndarray) -> np.ndarray:
         """Of all heads less: of a picture the row of the query (L, H, 1, K), else the largest of each small square."""
         assert self.choice is not None
-        if hasattr(self.look, "picture"):
+        if isinstance(self.look, PictureLook):
             return whole[:, :, self.choice.query : self.choice.query + 1]
         starts = [
             np.unique(np.linspace(0, size, min(size, GLANCE), endpoint=False).astype(int)) for size in whole.shape[2:]
@@ -221,7 +230,7 @@ class Writer:
             evenly[int(np.argmin([abs(each - chosen) for each in evenly]))] = chosen
         return sorted(set(evenly))
 
-    def heads(self) -> list[Payload]:
+    def heads(self) -> Generator[None, None, list[Payload]]:
         """Queries, keys and values of as many heads as there is room for, the chosen one in any case."""
         assert self.choice is not None
         order, room, parts = self.choice.order(), HEADS, list[Payload]()
@@ -233,6 +242,7 @@ class Writer:
             if (which, layer) in self.kept:
                 del part["weights"]  # which are there already
             parts.append(part)
+            yield
         if len(parts) < len(order):
             self.left_out.append(f"queries, keys and values of {len(order) - len(parts)} of {len(order)} heads")
         return parts
@@ -270,12 +280,8 @@ class Writer:
         last = whole[-1] / np.maximum(lengths[-1], 1e-30)[:, None]
         like = (whole * last).sum(-1) / np.maximum(lengths, 1e-30)  # (L + 1, T): the cosine to the last layer
         parts = [part.replace("_", "-") for part in self.look.parts(which)]
-        return {
-            "lengths": floats(lengths),
-            "added": floats(self.look.added(which)),
-            "parts": parts,
-            "like": floats(like),
-        }
+        added, norm = floats(self.look.added(which)), self.look.norm_place(which)
+        return {"lengths": floats(lengths), "added": added, "parts": parts, "like": floats(like), "norm": norm}
 
     # --- predictions ---
 
@@ -287,16 +293,19 @@ class Writer:
         return {"ids": wholes(ids), "probabilities": floats(found.probabilities),
                 "rank": floats(found.rank)}  # fmt: skip
 
-    def neurons(self) -> Payload:
+    def neurons(self) -> Generator[None, None, Payload]:
         """The strongest neurons of each position, and what those of the likeliest places of interest speak for."""
         found = self.look.neurons(ACTIVE)
         indices = np.asarray(found.indices)  # (L, T, R)
         asked = self._of_interest(indices)
-        said = {f"{layer}.{neuron}": found.promotes(layer, neuron, TOP) for layer, neuron in asked}
-        for each in said.values():
+        said: dict[str, Any] = {}
+        for number, (layer, neuron) in enumerate(asked):
+            each = found.promotes(layer, neuron, TOP)
             self.words |= {token: text for token, text, _ in each}
-        tokens = {name: [[token, round(score, 5)] for token, _, score in each] for name, each in said.items()}
-        return {"indices": wholes(indices), "activations": floats(found.activations), "promotes": tokens}
+            said[f"{layer}.{neuron}"] = [[token, round(score, 5)] for token, _, score in each]
+            if number % TOGETHER == 0:
+                yield
+        return {"indices": wholes(indices), "activations": floats(found.activations), "promotes": said}
 
     def _of_interest(self, indices: np.ndarray) -> list[tuple[int, int]]:
         """Neurons (layer, number), those of the chosen position first, then those of the last ones."""
@@ -310,7 +319,7 @@ class Writer:
 
     def distributions(self) -> list[Payload]:
         """The whole distribution of what comes next, or of each gap."""
-        logits = np.asarray(self.look.logits, np.float64)  # (T, V)
+        logits = np.asarray(self.look.logits)  # (T, V)
         places = gaps_of(self.look)[:GAPS] or [
             self.choice.query if self.look.kind == "paint" and self.choice else len(logits) - 1
         ]
@@ -318,7 +327,7 @@ class Writer:
 
     def _distribution(self, logits: np.ndarray) -> Payload:
         """The likeliest tokens by name; of the others, in groups of neighbours, the log-mean-exp."""
-        logits = logits - logits.max()
+        logits = logits.astype(np.float64) - logits.max()
         order = np.argsort(-logits, kind="stable")
         first, rest = order[:LIKELIEST], logits[order[LIKELIEST:]]
         self._name(first.tolist())
@@ -392,36 +401,40 @@ def payload(
 ) -> Payload:  # fmt: skip
     """All that a page shows of an inspection, packed.
 
-    which, layer, head: what the page opens with; None: a head that looks at single places, or the last of a word.
+    which, layer, head: what the page opens with; None: what is worth a look (`Opening`).
     max_tokens, beams: of the decoding. advance: called after each of the `PARTS` of its kind.
     Errors: UsageError for an attention, a layer or a head that there is not.
     """
-    work = payload_by_parts(inspection, which=which, layer=layer, head=head, max_tokens=max_tokens, beams=beams)
+    work = payload_by_parts(
+        inspection, which=which, layer=layer, head=head, max_tokens=max_tokens, beams=beams, advance=advance
+    )  # fmt: skip
     while True:
         try:
             next(work)
         except StopIteration as done:
             return done.value
-        advance()
 
 
 def payload_by_parts(
-    inspection: Inspection, *, which: str | None, layer: int | None, head: int | None, max_tokens: int, beams: int
+    inspection: Inspection, *, which: str | None, layer: int | None, head: int | None, max_tokens: int, beams: int,
+    advance: Callable[[], None] = lambda: None,
 ) -> Generator[None, None, Payload]:  # fmt: skip
-    """The same as a generator, of which each `next` is a part: for a server, where others have their turns between."""
-    choice = Choice(inspection, which, layer, head) if inspection.which else None
+    """The same as a generator, of which each `next` is a part or less: in a server others have their turns between."""
+    asked = (which, layer, head) != (None, None, None)
+    choice = Opening(inspection, which, layer, head) if inspection.which or asked else None
     writer = Writer(inspection, choice, max_tokens, beams)
     found = _introduction(inspection, choice)
     for name in PARTS[inspection.kind]:
         try:
-            found[name] = getattr(writer, name)()
+            found[name] = yield from writer.part(name)
         except UsageError as error:  # a model that lacks one thing has the others
             writer.left_out.append(str(error))
+        advance()
         yield
     return found | {"words": {str(index): text for index, text in writer.words.items()}, "leftOut": writer.left_out}
 
 
-def _introduction(inspection: Inspection, choice: Choice | None) -> Payload:
+def _introduction(inspection: Inspection, choice: Opening | None) -> Payload:
     """What is looked at, and what of it is chosen."""
     pretrained = inspection.pretrained
     found: Payload = {
@@ -451,10 +464,9 @@ def _stack(inspection: Inspection, which: str) -> Payload:
 
 def _picture(inspection: Inspection) -> Payload | None:
     """The pixels as the model sees them, uint8 (H, W, 3)."""
-    look: Any = inspection
-    if not hasattr(look, "picture"):
+    if not isinstance(inspection, PictureLook):
         return None
-    pixels = look.picture
+    pixels = inspection.picture
     wide = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), np.uint8)
-    return {"height": wide.shape[0], "width": wide.shape[1], "data": _text(wide), "grid": list(look.grid),
-            "summaries": look.summaries}  # fmt: skip
+    return {"height": wide.shape[0], "width": wide.shape[1], "data": _text(wide), "grid": list(inspection.grid),
+            "summaries": inspection.summaries}  # fmt: skip

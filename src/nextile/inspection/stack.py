@@ -5,7 +5,7 @@ Shapes: L layers, H heads, T time asked, S time seen, D width, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, cast
@@ -29,7 +29,8 @@ class Stack:
     model: Any
     path: str  # of the stack
     embed: str  # of what makes vectors for it
-    run: Callable[[], object]
+    run: Callable[..., object]
+    inputs: Callable[[], tuple[Any, ...]]  # of `run`, made only when a pass is due, before anything is captured
 
     @property
     def module(self) -> TransformerStack:
@@ -49,20 +50,32 @@ class Stack:
 
     def captured(self, *names: str, heads: Sequence[int] | None = None) -> dict[str, Tensor]:
         """One forward pass -> what was recorded under these names, each (1, ...) or without a batch."""
+        inputs = self.inputs()
         with evaluating(self.model), torch.no_grad(), record(self.model, *names, heads=heads) as seen:
-            self.run()
+            self.run(*inputs)
         return seen
+
+    def all_of(self, *names: str, heads: Sequence[int] | None = None) -> list[Tensor]:
+        """The same of parts that every pass reaches. Errors: UsageError for one that is switched off."""
+        seen = self.captured(*names, heads=heads)
+        return [found_in(seen, name) for name in names]
 
     def of_layers(self, what: str, layer: int | None = None, heads: Sequence[int] | None = None) -> list[Tensor]:
         """What each block, or one, calls so: (...) each, without the batch."""
         layers = range(self.depth) if layer is None else [layer]
         names = [f"{self.path}.blocks.{number}.{what}" for number in layers]
-        seen = self.captured(*names, heads=heads)
-        return [seen[name][0] for name in names]
+        return [found[0] for found in self.all_of(*names, heads=heads)]
 
     def layer(self, number: int) -> int:
         """The number of a layer, counted from 0. Errors: UsageError for one that there is not."""
         return within(number, self.depth, "layer")
+
+
+def found_in(seen: Mapping[str, Tensor], name: str) -> Tensor:
+    """What was recorded under a name. Errors: UsageError for a part that is switched off (`nn.silence`)."""
+    if name not in seen:
+        raise UsageError(f"{name} was not computed, since it is switched off: look at it where it is not silenced")
+    return seen[name]
 
 
 def within(number: int, count: int, what: str) -> int:
@@ -101,8 +114,7 @@ def embedding(stack: Stack) -> Embedding:
 def stream(stack: Stack) -> Tensor:
     """What comes into the stack, and what each block passes on: (L + 1, T, D)."""
     names = [f"{stack.path}.entered", *(f"{stack.path}.blocks.{layer}.stream" for layer in range(stack.depth))]
-    seen = stack.captured(*names)
-    return torch.cat([seen[name] for name in names])
+    return torch.cat(stack.all_of(*names))
 
 
 def added(stack: Stack) -> NamedArray:
@@ -110,10 +122,9 @@ def added(stack: Stack) -> NamedArray:
 
     Where the norm stands after the sum (2017), as they are added, before that norm.
     """
-    names = [[f"{stack.path}.blocks.{n}.{part}.added" for part in stack.parts] for n in range(stack.depth)]
-    seen = stack.captured(*(name for layer in names for name in layer))
-    lengths = torch.stack([torch.stack([_length(seen[name][0]) for name in layer]) for layer in names])
-    return named(lengths, "layer", "part", "position")
+    names = [f"{stack.path}.blocks.{n}.{part}.added" for n in range(stack.depth) for part in stack.parts]
+    lengths = torch.stack([_length(found[0]) for found in stack.all_of(*names)])  # (L * parts, T)
+    return named(lengths.unflatten(0, (stack.depth, -1)), "layer", "part", "position")
 
 
 def _length(x: Tensor) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextile.base.config import resolve
 from nextile.generation.decode import Emitted
 from nextile.generation.sample import Sampling, warp
+from nextile.inspection.named import NamedArray, named
 
 Say = Callable[[int], str]
 Choice = tuple[int, str, float]
@@ -51,3 +53,20 @@ def next_choices(logits: Tensor, sampling: Sampling, text: Say, top: int | None)
     return [
         (token, text(token), share) for token, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+def sampled(
+    temperature: float, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+    seed: int | None = None,
+) -> Sampling:  # fmt: skip
+    """Errors: UsageError for settings out of bounds."""
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    return resolve(Sampling, asked)
+
+
+def surprises(logits: Tensor, came: Sequence[int]) -> NamedArray:
+    """Nats of what came, (T,), by the logits (T - 1, V) before each; NaN for the first, before which nothing was."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    ids = torch.tensor(came, dtype=torch.long, device=logits.device)
+    nats = -wide.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    return named(torch.cat((nats.new_full((1,), torch.nan), nats)), "position")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from nextile.base.errors import UsageError
 from nextile.nn.attention import MultiHeadAttention
-from nextile.nn.block import Block, ResidualAfter
+from nextile.nn.block import Block, ResidualAfter, ResidualBefore
 from nextile.nn.stack import TransformerStack
-from nextile.nn.tap import tap
+from nextile.nn.tap import tap, wanted
 
 Each = Literal["head", "layer"]
 ATTENTION, FEED_FORWARD, CROSS = "attention", "feed_forward", "cross"
@@ -137,6 +137,11 @@ class SilentHeads(nn.Module):
         return super().forward(z.masked_fill(self.silent, 0.0))  # type: ignore[misc]
 
 
+def _tell_nothing_added(part: nn.Module, x: Tensor) -> None:
+    if wanted(part, "added"):
+        tap(part, "added", torch.zeros_like(x))
+
+
 class SilentResidual(nn.Module):
     """What attention or a feed-forward net is while it adds nothing. A norm of the sum (post-norm) stays."""
 
@@ -146,6 +151,7 @@ class SilentResidual(nn.Module):
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        _tell_nothing_added(self, x)
         return cast(ResidualAfter, self).norm(x) if isinstance(self, ResidualAfter) else x.clone()
 
 
@@ -154,6 +160,9 @@ class SilentBlock(nn.Module):
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        for part in self.children():
+            if isinstance(part, ResidualBefore):
+                _tell_nothing_added(part, x)
         x = x.clone()  # a compiled region gives nothing back that it was given
         tap(self, "stream", x)
         return x

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.generation.beam import Beams, Hypothesis, beam_rounds
 from nextile.generation.complete import encode_prompt
@@ -204,10 +203,8 @@ def _targets(
 
 
 def head(look: Inspection, which: str, layer: int, number: int) -> Generator[None, None, dict[str, Any]]:
-    """One head of what is looked into. Errors: UsageError for a head that there is not."""
+    """One head of what is looked into. Errors: UsageError for an attention, a layer or a head that there is not."""
     yield
-    if which not in look.which:
-        raise UsageError(f"there is no attention called {which!r} here: it is one of {', '.join(look.which) or 'none'}")
     return head_part(look, which, layer, number)
 
 

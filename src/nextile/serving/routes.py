@@ -25,6 +25,7 @@ from nextile.generation.sample import Sampling
 from nextile.generation.translate import Translation, source_ids
 from nextile.inspection.inspect import inspect as look_into
 from nextile.inspection.look import Inspection
+from nextile.inspection.look_pairs import PairLook
 from nextile.inspection.page import finite
 from nextile.inspection.payload import payload_by_parts
 from nextile.serving import jobs
@@ -321,19 +322,21 @@ async def _look(served: Served, given: str, target: str | None, beams: int) -> I
                 raise Refusal(400, f"'{served.name}' reads no pairs: leave out the target", param="target")
             served.refuse_ids(await served.encoded(target, served.model.tokenizer.encode, "target") or [0], "target")
     look = await served.threaded(partial(look_into, served.model, what, target, beams=beams))
-    _refuse_large(look)
+    await served.threaded(_refuse_large, look)
     return look
 
 
 def _refuse_large(look: Inspection) -> None:
     """Errors: Refusal (400) where the weights of all heads would take too much memory."""
     pieces = len(look.pieces)
+    written = look.most_ids if isinstance(look, PairLook) else pieces
     if pieces > MOST_PIECES:
         raise Refusal(
             400, f"there are {pieces:,} positions, and at most {MOST_PIECES:,} are looked at here: shorten the text",
             param="input", code="context_length_exceeded",
         )  # fmt: skip
-    size = sum(4 * look.depth(which) * look.heads(which) for which in look.which) * pieces**2
+    places = {"encoder": pieces**2, "self": written**2, "cross": written * pieces}
+    size = sum(4 * look.depth(which) * look.heads(which) * places[which] for which in look.which)
     if size > MOST_WEIGHTS:
         raise Refusal(
             400, f"the weights of all heads are {size >> 20:,} MiB, and at most {MOST_WEIGHTS >> 20} are looked at "

@@ -14,7 +14,7 @@ function weightsOf(look, layer, head) {
   const stack = look.payload.stacks.cross;
   const heads = head === null ? Array.from({ length: stack.heads }, (_, each) => each) : [head];
   const found = heads.map((each) => look.weights({ which: "cross", layer, head: each })).filter(Boolean);
-  if (!found.length) return null;
+  if (found.length < heads.length) return null;
   const data = Float32Array.from(found[0].data, (_, place) => found.reduce((sum, each) => sum + each.data[place], 0) / found.length);
   return new Grid(found[0].shape, data);
 }
@@ -36,7 +36,7 @@ class Alignment {
     });
     this.element = make("div", { class: "alignment" });
     this.build();
-    onTheme(() => this.update());
+    onTheme(this.element, () => this.update());
   }
 
   build() {
@@ -49,7 +49,8 @@ class Alignment {
     this.svg.setAttribute("viewBox", `0 0 100 ${height}`);
     this.svg.style.height = `${height}px`;
     const pick = make("label", { class: "check", for: "mean-of-heads" }, this.mean, " mean of the layer\u2019s heads");
-    this.element.append(make("div", { class: "actions" }, this.what, pick), this.texts, panel("*A* cross-attention", shape(target.length, pieces.length), this.matrix.element));
+    this.square = panel("*A* cross-attention", shape(target.length, pieces.length), this.matrix.element);
+    this.element.append(make("div", { class: "actions" }, this.what, pick), this.texts, this.square);
   }
 
   point(row) {
@@ -69,7 +70,8 @@ class Alignment {
     const place = [Math.min(layer, stack.depth - 1), this.mean.checked ? null : Math.min(head, stack.heads - 1)];
     this.weights = weightsOf(this.look, ...place);
     this.what.textContent = `Layer ${place[0]}, ${place[1] === null ? "all heads" : `head ${place[1]}`}`;
-    if (!this.weights) return;
+    this.texts.hidden = this.square.hidden = !this.weights;
+    if (!this.weights) return void this.what.append("; its weights were left out");
     this.matrix.show(...this.weights.shape, (row, column) => ofWeight(this.weights.value(row, column)));
     this.thread();
     this.follow();

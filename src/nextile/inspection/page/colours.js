@@ -55,18 +55,23 @@ function ramp(stops) {
 }
 
 let ramps = {};
-const listeners = new Set();
+const listeners = new WeakMap(); // by the element that they draw: they go when it goes
+const owners = new Set(); // the elements, weakly
+const gone = new FinalizationRegistry((owner) => owners.delete(owner));
 
 function forget() {
   ramps = {};
-  for (const listener of listeners) listener();
+  for (const owner of owners) listeners.get(owner.deref())?.();
 }
 
 let watching = false;
 
-/** Call it whenever light turns to dark, or back. */
-export function onTheme(listener) {
-  listeners.add(listener);
+/** Call it whenever light turns to dark, or back, for as long as there is the element that it is about; one for each. */
+export function onTheme(element, listener) {
+  const owner = new WeakRef(element);
+  listeners.set(element, listener);
+  owners.add(owner);
+  gone.register(element, owner);
   if (watching) return;
   watching = true;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
@@ -108,7 +113,7 @@ function bar(paint) {
     pen.putImageData(image, 0, 0);
   };
   draw();
-  onTheme(draw);
+  onTheme(canvas, draw);
   return canvas;
 }
 

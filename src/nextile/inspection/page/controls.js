@@ -49,7 +49,7 @@ export function field(name, properties) {
 export const range = (from, to, step) =>
   Array.from({ length: Math.round((to - from) / step) + 1 }, (_, place) => Number((from + place * step).toFixed(6)));
 
-const KS = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100, 200, null];
+export const KS = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100, 200, null];
 const LENGTHS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 const off = (value) => (value === null || value === 1 ? "off" : String(value));
 const unescaped = (text) => text.replace(/\\n/g, "\n").replace(/\\t/g, "\t");

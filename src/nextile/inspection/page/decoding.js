@@ -10,7 +10,7 @@ function alternative([, text, logprob], chosen, most) {
   return make(
     "li",
     { class: chosen ? "chosen" : "" },
-    make("span", { class: "word" }, text === "" ? "\u25a0 end" : piece(text)),
+    make("span", { class: "word" }, piece(text)),
     bar,
     make("span", { class: "number", "data-value": share }, percent(share)),
   );
@@ -22,7 +22,7 @@ function card(step, place) {
   return make(
     "li",
     { class: "card" },
-    make("h3", { "aria-label": `Step ${place + 1}: ${said(step.text)}` }, make("small", {}, `${place + 1} `), make("span", { class: "word" }, step.text === "" ? "\u25a0 end" : piece(step.text))),
+    make("h3", { "aria-label": `Step ${place + 1}: ${said(step.text)}` }, make("small", {}, `${place + 1} `), make("span", { class: "word" }, piece(step.text))),
     make("ol", {}, ...list),
     make("p", { class: "note" }, "entropy ", number(step.entropy, 2)),
   );

@@ -1,14 +1,13 @@
 // The distribution of what comes next, under temperature, top-k, top-p and min-p; all of the vocabulary counts.
 
 import { Bars } from "./bars.js";
-import { range, Slider } from "./controls.js";
+import { KS, range, Slider } from "./controls.js";
 import { count, make } from "./dom.js";
 import { prediction } from "./lens.js";
 import { unpack } from "./pack.js";
 import { formula, number, piece, prose, Section } from "./parts.js";
 
 const ROWS = 12;
-const KS = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100, 200, null];
 const off = (value) => (value === null || value === 1 || value === 0 ? "off" : String(value));
 
 /** All logits, highest first, each with how many tokens have about it: the first by name, the others in groups. */

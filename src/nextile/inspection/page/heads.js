@@ -99,7 +99,7 @@ class Heads {
     this.look = look;
     this.element = make("div", { class: "thumbs", role: "group", "aria-label": "All heads: arrow keys go over layers and heads" });
     this.scroller = make("div", { class: "scroller plain" }, this.element);
-    onTheme(() => this.paint());
+    onTheme(this.element, () => this.paint());
   }
 
   update() {
@@ -140,6 +140,7 @@ export function mount(element, look) {
     prose("Every layer has several heads, each with its own *Q*, *K* and *V*, and each may look at something else: the token before, the first one, the subject of the sentence. Their results are joined and mixed by one more matrix."),
     prose(picture ? "Each picture shows where the chosen place looks; the scale goes to each one\u2019s largest weight." : "Rows are queries, columns keys. Choose one and all of the page follows."),
     note("Under each head: what it gives most of its weight to, on average; or over how many keys it spreads."),
+    picture && look.glances.size ? note(`Layers whose weights were left out show where position ${chosen.query} looks, whichever is chosen.`) : null,
   ];
   const section = new Section("heads", "All heads", words, view.scroller, weightLegend(picture ? "of the largest" : "weight"));
   element.append(section.element);

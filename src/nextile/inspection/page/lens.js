@@ -23,12 +23,14 @@ class Lens {
     const { lens, words, kind } = look.payload;
     Object.assign(this, { words, kind, ids: unpack(lens.ids), shares: unpack(lens.probabilities), rank: unpack(lens.rank) });
     [this.layers, this.positions] = this.ids.shape;
+    this.classes = kind.startsWith("classify"); // they have one prediction, whatever the positions
     this.tokens = look.names(look.payload.stacks[look.own].queries);
     this.detail = make("div", { class: "detail" });
     this.table = make("div", { class: "scroller lens", tabindex: "0", role: "region", "aria-label": "The likeliest token by layer and position" });
-    this.element = make("div", {}, this.positions > 1 && kind !== "paint" ? this.table : "", this.detail);
-    if (this.positions > 1 && kind !== "paint") this.build();
-    onTheme(() => this.tint());
+    const tabled = !this.classes && kind !== "paint";
+    this.element = make("div", {}, tabled ? this.table : "", this.detail);
+    if (tabled) this.build();
+    onTheme(this.element, () => this.tint());
   }
 
   layer(number_) {
@@ -75,7 +77,7 @@ class Lens {
   }
 
   get follows() {
-    return this.positions > 1 && this.look.position(this.look.own) !== null;
+    return !this.classes && this.look.position(this.look.own) !== null;
   }
 
   point(position) {
@@ -88,7 +90,7 @@ class Lens {
   }
 
   update() {
-    this.show(this.positions > 1 ? (this.look.position(this.look.own) ?? this.position ?? this.positions - 1) : 0);
+    this.show(this.classes ? 0 : (this.look.position(this.look.own) ?? this.position ?? this.positions - 1));
   }
 
   show(position) {
@@ -97,9 +99,9 @@ class Lens {
     for (const each of this.table.querySelectorAll("[data-position]")) each.classList.toggle("here", Number(each.dataset.position) === position);
     if (this.look.pointed === null) this.look.soon("lens", () => this.bring(this.position));
     const rows = Array.from({ length: this.layers }, (_, layer) => this.line(layer, position));
-    const title = this.positions > 1
-      ? make("p", { class: "readout" }, "After ", make("b", { class: "word" }, piece(this.tokens[position].text)), ", each layer\u2019s likeliest:")
-      : make("p", { class: "readout" }, "Each layer\u2019s likeliest classes:");
+    const title = this.classes
+      ? make("p", { class: "readout" }, "Each layer\u2019s likeliest classes:")
+      : make("p", { class: "readout" }, this.kind === "masked" ? "At " : "After ", make("b", { class: "word" }, piece(this.tokens[position].text)), ", each layer\u2019s likeliest:");
     this.detail.replaceChildren(title, make("ol", { class: "ranks" }, ...rows));
   }
 
@@ -131,14 +133,14 @@ class Lens {
 export function mount(element, look) {
   if (!look.payload.lens) return null;
   const view = new Lens(look);
-  const classes = view.positions === 1;
+  const { classes, kind } = view;
   const words = [
     formula(`softmax(head(norm(*x*_layer_)))`, `${shape(...view.ids.shape.slice(0, 2))} predictions`),
     prose("The last layer\u2019s vector is turned into a prediction by one norm and one matrix. Nothing keeps us from asking an earlier layer the same."),
-    prose(classes ? "So we see a class emerge, layer by layer." : "So we see a thought emerge: from what usually follows this token to what follows this text. Underlined is what really came."),
+    prose(classes ? "So we see a class emerge, layer by layer." : kind === "masked" ? "So we see a thought emerge: from this token by itself to what fits all that stands around it. Underlined is what is really there." : "So we see a thought emerge: from what usually follows this token to what follows this text. Underlined is what really came."),
     note("The logit lens (nostalgebraist 2020). An earlier layer was never trained to be asked: what it says is a hint."),
   ];
-  const section = new Section("lens", "What each layer would say", words, view.element, ...(classes || view.kind === "paint" ? [] : [weightLegend("probability")]));
+  const section = new Section("lens", "What each layer would say", words, view.element, ...(classes || kind === "paint" ? [] : [weightLegend("probability")]));
   element.append(section.element);
   look.on(() => view.update());
   return section;

@@ -25,7 +25,7 @@ export class Matrix {
     this.element = make("div", { class: "matrix" }, this.canvas, this.rowMark, this.cellMark);
     if (say) this.listen();
     else this.label(name);
-    onTheme(() => this.paint());
+    onTheme(this.element, () => this.paint());
   }
 
   label(text) {

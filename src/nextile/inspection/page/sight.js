@@ -38,7 +38,7 @@ export class Sight {
     this.matrix.element.prepend(this.image);
     this.matrix.element.classList.add("over");
     this.element = make("div", { class: "sight" }, this.matrix.element);
-    onTheme(() => this.row && this.show(this.row, this.query));
+    onTheme(this.element, () => this.row && this.show(this.row, this.query));
   }
 
   /** Dim what has little of the weights (position,), against the largest; mark the query. */

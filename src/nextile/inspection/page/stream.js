@@ -8,6 +8,11 @@ const [WIDE, HIGH, LEFT, FOOT] = [640, 230, 44, 30];
 const CLASSES = { "self-attention": "mixes", "cross-attention": "crosses", "feed-forward": "thinks" };
 const NAMES = { "self-attention": "attention", "cross-attention": "cross-attention", "feed-forward": "feed-forward" };
 
+const BEFORE = "*x* \u2190 *x* + attention(*x*), *x* \u2190 *x* + mlp(*x*)";
+const AFTER = "*x* \u2190 norm(*x* + attention(*x*)), *x* \u2190 norm(*x* + mlp(*x*))";
+const FLOWS = "gradients flow back along it undimmed.";
+const NORMED = "here each sum is normed before it goes on, as in 2017, and the lengths are those after the norm.";
+
 class Stream {
   constructor(look, which, found) {
     Object.assign(this, { look, which, parts: found.parts });
@@ -82,9 +87,10 @@ export function mount(element, look) {
   const names = { self: "What is written", encoder: "What is read" };
   const figures = all.flatMap((each) => [all.length > 1 ? make("h3", {}, names[each.which]) : null, each.element]);
   const [layers, positions] = all[0].lengths.shape;
+  const after = Object.values(look.payload.stream)[0].norm === "after";
   const words = [
-    formula(`*x* \u2190 *x* + attention(*x*), *x* \u2190 *x* + mlp(*x*)`, `${shape(layers, positions)} vectors`),
-    prose("No layer replaces a vector: each adds to it. The sum that runs through all layers is the residual stream, the skip connection\u2019s other name; gradients flow back along it undimmed."),
+    formula(after ? AFTER : BEFORE, `${shape(layers, positions)} vectors`),
+    prose(`No layer replaces a vector: each adds to it. The sum that runs through all layers is the residual stream, the skip connection\u2019s other name; ${after ? NORMED : FLOWS}`),
     prose("The bars say how much each part added, the line how long the sum is by then. The cosine says how far the direction already is that of the end."),
   ];
   const section = new Section("stream", "The residual stream", words, ...figures.filter(Boolean));

@@ -128,14 +128,14 @@ export function mount(element, look) {
   if (sight) element.append(sight.element);
   element.append(make("div", { class: "knobs" }, chooser(look), layer.element, head.element, ...more, said));
   element.append(...lines.filter(Boolean).map((each) => each.element));
-  onTheme(() => lines.forEach((line) => line?.show()));
+  onTheme(element, () => lines.forEach((line) => line?.show()));
   look.on(() => {
     layer.show(look.chosen.layer, look.stack.depth);
     head.show(look.chosen.head, look.stack.heads);
     said.replaceChildren(...asks(look));
     for (const line of lines) line?.show();
-    const weights = sight && look.weights();
-    if (weights) sight.show(weights.row(look.query), look.query);
+    const even = () => new Float32Array(look.keys.length).fill(1); // the picture as it is: the weights were left out
+    if (sight) sight.show(look.weights()?.row(look.query) ?? even(), look.query);
   });
 }
 

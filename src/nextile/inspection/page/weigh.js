@@ -96,7 +96,7 @@ class Squares {
     right.show(head.time, head.seen, unless((r, c) => ofWeight(weights.value(r, c))), "Weights, a row a query");
     const size = shape(head.time, head.seen);
     this.element.replaceChildren(
-      panel("scores *QK*^\u22a4^ / \u221a*d*, masked", size, left.element),
+      panel("scores *QK*^\u22a4^, scaled and masked", size, left.element),
       panel("weights softmax(scores)", size, right.element),
     );
     this.legends.replaceChildren(signedLegend("score", most), weightLegend());
@@ -293,7 +293,7 @@ class Average {
 
 class View {
   constructor(look) {
-    Object.assign(this, { look, head: null, taken: null, pointed: null });
+    Object.assign(this, { look, head: null, taken: null, pointed: null, asked: null });
     this.missing = make("p", { class: "missing" });
     this.whole = make("div", { class: "figure" });
     this.agreement = make("p", { class: "note", role: "status" });
@@ -339,6 +339,7 @@ class View {
     this.whole.hidden = !head;
     this.missing.hidden = Boolean(head);
     if (!head) return this.lack();
+    this.asked = null;
     if (head !== this.head) {
       this.head = head;
       Object.assign(this, { taken: null, pointed: null });
@@ -352,14 +353,16 @@ class View {
     const { which, layer, head } = this.look.chosen;
     const flags = `--layer ${layer} --head ${head}${this.look.payload.which.length > 1 ? ` --which ${which}` : ""}`;
     if (this.look.ask) {
+      if (this.asked === flags) return; // it is on its way, or was refused
+      this.asked = flags;
       this.missing.textContent = "Asking the server for this head \u2026";
       this.look.fetch().catch((error) => {
-        this.missing.textContent = `The server did not give this head: ${error.message}`;
+        if (this.asked === flags) this.missing.textContent = `The server did not give this head: ${error.message}`;
       });
       return;
     }
     this.missing.replaceChildren(
-      "The Q, K and V of this head were left out so that the page stays small; its weights are in \u201cAll heads\u201d. ",
+      `The Q, K and V of this head were left out so that the page stays small${this.look.weights() ? "; its weights are in \u201cAll heads\u201d" : ""}. `,
       make("code", {}, flags),
       " writes a page that has them.",
     );
@@ -386,10 +389,11 @@ class View {
 
 function lines(look) {
   const { part, width } = look.head(look.payload.chosen);
+  const usual = Math.abs(part.scale * Math.sqrt(width) - 1) < 1e-6;
   return [
-    formula("*Z* = softmax(*QK*^\u22a4^ / \u221a*d* + *M*) *V*"),
+    formula(`*Z* = softmax(*QK*^\u22a4^ ${usual ? "/ \u221a*d*" : `\u00d7 ${shown(part.scale, 4)}`} + *M*) *V*`),
     prose("Every token makes three vectors of its own: a +query+, what it looks for; a +key+, what it can be found by; and a +value+, what it has to give."),
-    prose(`The product of a query and a key says how well they fit. It is divided by \u221a*d* (here *d* = ${width}) so that it does not grow with the width, and masked where a token must not look.`),
+    prose(`The product of a query and a key says how well they fit. ${usual ? `It is divided by \u221a*d* (here *d* = ${width}) so that it does not grow with the width` : `This model multiplies it by ${shown(part.scale, 4)}, and not by 1/\u221a*d* as most do`}; where a token must not look, it is masked.`),
     prose("The softmax makes of a row of scores weights that sum to 1, and the result is the average of the values by these weights: attention is a weighted average, no more."),
     part.cap ? prose(`This model holds its scores within \u00b1${part.cap} by a tanh.`) : null,
     part.bias ? prose("This model adds a bias to the scores that depends on how far apart two tokens are.") : null,

@@ -20,7 +20,7 @@ export function mount(element, look) {
   const words = [
     formula("cos(*a*, *b*) = *a*\u00b7*b* / |*a*| |*b*|"),
     prose("The table of vectors is learned, and words that are used alike end up with vectors that point alike. Here are the nearest of each piece, by the angle between the vectors."),
-    note("## goes on within a word."),
+    found.some(({ text, near }) => [text, ...near.map(([word]) => word)].some((each) => each.startsWith("##"))) ? note("## goes on within a word.") : null,
   ];
   const section = new Section("neighbours", "Neighbours", words, make("ol", { class: "cards", tabindex: "0", "aria-label": "Neighbours of each piece" }, ...cards));
   element.append(section.element);
