@@ -121,7 +121,8 @@ class Packed:
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights that `linear` multiplies as they are: those of linear layers, and an embedding's that is a head."""
     found = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    found += [head.weight for head in model.children() if isinstance(getattr(head, "weight", None), nn.Parameter)]
+    heads = [getattr(head, "weight", None) for head in model.children()]
+    found += [weight for weight in heads if isinstance(weight, nn.Parameter)]
     plain = {id(each): each for each in found if each.dtype == torch.float32 and each.is_cpu and each.ndim == 2}
     has_product = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
     return list(plain.values()) if has_product else []
