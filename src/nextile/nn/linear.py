@@ -109,7 +109,7 @@ class Packed:
         within = [weight for weight, used in zip(weights, sizes, strict=True) if used <= room]
         self._held = [self._pack(weight) for weight in within]
 
-    def _pack(self, weight: nn.Parameter) -> _Pack:
+    def _pack(self, weight: Tensor) -> _Pack:
         """Its own, or somebody else's."""
         known = _pack_of(weight)
         if known is None:
@@ -118,9 +118,9 @@ class Packed:
         return known
 
 
-def _matrices(model: nn.Module) -> list[nn.Parameter]:
+def _matrices(model: nn.Module) -> list[Tensor]:
     """The weights that `linear` multiplies as they are: those of linear layers, and an embedding's that is a head."""
-    found = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    found: list[Tensor] = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     heads = [getattr(head, "weight", None) for head in model.children()]
     found += [weight for weight in heads if isinstance(weight, nn.Parameter)]
     plain = {id(each): each for each in found if each.dtype == torch.float32 and each.is_cpu and each.ndim == 2}
