@@ -105,7 +105,12 @@ def failure(page: Path, folder: Path, *, slow: bool = False) -> str:
 LONG = [page for page in PAGES if "<!-- slow" in page.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def _marked(page: Path) -> Any:
+    """The lecture's pages are slow here: tests/test_lecture.py runs all of their blocks, in one process."""
+    return pytest.param(page, marks=pytest.mark.slow if page.parent.name == "lecture" else ())
+
+
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES], ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run(page, tmp_path):
     said = failure(page, tmp_path)
     assert said == ""

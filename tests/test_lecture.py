@@ -60,6 +60,7 @@ def test_an_output_that_is_not_so_is_found():
 def test_a_page_has_all_that_a_page_has(name):
     text = text_of(name)
     assert re.search(r"^```python$", text, re.MULTILINE), "code"
+    assert not re.search(r"^<!-- (slow|not run)|^```(bash|console)", text, re.MULTILINE), "blocks that nobody runs"
     assert re.search(r"\]\(\.\./\.\./src/nextile/\S+#L\d+\)", text), "a line of the library"
     assert re.search(r"^!\[.+\]\(\S+\.png\)$", text, re.MULTILINE), "a picture"
     assert re.search(rf"\]\(\.\./\.\./exercises/{name}\.py\)", text), "its exercise"
