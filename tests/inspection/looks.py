@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -158,3 +159,15 @@ def picture(side: int = 8) -> bytes:
 def softmax(x: np.ndarray) -> np.ndarray:
     y = np.exp(x - x.max(-1, keepdims=True))
     return y / y.sum(-1, keepdims=True)
+
+
+# By kind: a model, and what it is given to be looked at.
+KINDS: dict[str, tuple[Callable[[], Model], Any]] = {
+    "lm": (speaker, TEXT),
+    "masked": (masked, "the [MASK] bottles hang"),
+    "translate": (translator, TEXT),
+    "denoise": (denoiser, "the [MASK] bottles hang"),
+    "classify-text": (labeller, TEXT),
+    "classify": (classifier, picture(8)),
+    "paint": (painter, picture(6)),
+}

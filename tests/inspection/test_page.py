@@ -28,27 +28,11 @@ if shutil.which("chromium") is None:
     pytest.skip("there is no chromium: apt install chromium", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 expect = sync_api.expect
+pytestmark = pytest.mark.usefixtures("one_thread")
 slow = pytest.mark.slow
 
 TEXT = looks.TEXT
-KINDS: dict[str, tuple[Callable[[], Model], Any]] = {
-    "lm": (looks.speaker, TEXT),
-    "masked": (looks.masked, "the [MASK] bottles hang"),
-    "translate": (looks.translator, TEXT),
-    "denoise": (looks.denoiser, "the [MASK] bottles hang"),
-    "classify-text": (looks.labeller, TEXT),
-    "classify": (looks.classifier, looks.picture(8)),
-    "paint": (looks.painter, looks.picture(6)),
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models are quickest on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+KINDS = looks.KINDS
 
 
 @lru_cache

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests.inspection import looks
 
 from nextile.base.errors import UsageError
@@ -18,24 +17,8 @@ from nextile.inspection.payload import Payload, flags, floats, head_part, payloa
 from nextile.nn import specs
 
 TYPES = {"f4": "<f4", "u4": "<u4", "u2": "<u2"}
-KINDS: dict[str, tuple[Any, Any]] = {
-    "lm": (looks.speaker, looks.TEXT),
-    "masked": (looks.masked, "the [MASK] bottles hang"),
-    "translate": (looks.translator, looks.TEXT),
-    "denoise": (looks.denoiser, "the [MASK] bottles hang"),
-    "classify-text": (looks.labeller, looks.TEXT),
-    "classify": (looks.classifier, looks.picture(8)),
-    "paint": (looks.painter, looks.picture(6)),
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models are quickest on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+KINDS = looks.KINDS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unpacked(packed: Payload) -> np.ndarray:

@@ -51,6 +51,7 @@ class Inspection:
     def __init__(self, pretrained: Pretrained, draw: Draw | None = None):
         """draw: makes the page."""
         self.pretrained, self._draw = pretrained, draw
+        self.spec: Any = pretrained.spec  # of the kind of model that the subclass is for
         self._answers: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
@@ -321,6 +322,27 @@ class Inspection:
         lookup, shown = word_vectors(self.pretrained), displays(self.pretrained.tokenizer)
         names = [(piece.text, shown(piece.id)) for piece in self.pieces]
         return [(text, near(lookup, name, n) if name in lookup.table.rows else []) for text, name in names]
+
+
+class OneStack(Inspection):
+    """embed -> stack -> head, read in one go."""
+
+    @property
+    def _inputs(self) -> Tensor:
+        """What the model is given, a batch of one."""
+        raise NotImplementedError
+
+    def _made(self, which: str) -> Stack:
+        return Stack(self.model, "stack", "embed", self.model.features, lambda: (self._inputs,))
+
+    def _say(self, x: Tensor) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self._head(self.model.stack.norm(x))
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        with evaluating(self.model), torch.no_grad():
+            return self.model(self._inputs)[0]
 
 
 class Predicting(Inspection):

@@ -42,9 +42,9 @@ class PairLook(Predicting):
     ):  # fmt: skip
         """Errors: UsageError for no text; NextileError for one longer than the model reads."""
         super().__init__(pretrained, draw)
-        given, self.spec = ids_of(pretrained, what), pretrained.spec
+        given = ids_of(pretrained, what)
         self.source_ids = self._source(str(what)) if given is None else given
-        check_ids([self.source_ids], self.spec.source.vocab, "text")  # type: ignore[union-attr]
+        check_ids([self.source_ids], self.spec.source.vocab, "text")
         refuse_longer(self.source_ids, self.spec.context)
         self._max_tokens, self._width = max_tokens, resolve(Beams, {"width": beams}).width
         self._given = None if target is None else self._target(target)
@@ -57,7 +57,7 @@ class PairLook(Predicting):
         """The tokens of a target without the one that it begins with."""
         ids = ids_of(self.pretrained, target)
         ids = self._encoded(str(target)) if ids is None else ids
-        check_ids([ids], self.spec.target_vocab, "target")  # type: ignore[union-attr]
+        check_ids([ids], self.spec.target_vocab, "target")
         refuse_longer([self._start, *ids], self.spec.context)
         return ids
 
@@ -67,7 +67,7 @@ class PairLook(Predicting):
     def _rules(self) -> tuple[set[int], set[int]]:
         """The tokens that end a target, and those that it never has."""
         tokenizer = self.pretrained.tokenizer
-        return {tokenizer.end_id}, not_written(tokenizer, self.spec)  # type: ignore[arg-type]
+        return {tokenizer.end_id}, not_written(tokenizer, self.spec)
 
     # --- what is looked at ------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class PairLook(Predicting):
         with evaluating(self.model):
             events = decode_by(
                 self._reader(limit), [self._start], sampling, Ending(limit, frozenset(ends)),
-                context=self.spec.context, alternatives=self.spec.target_vocab,  # type: ignore[union-attr]
+                context=self.spec.context, alternatives=self.spec.target_vocab,
             )  # fmt: skip
             return list(steps(events, self._shown, top))
 
@@ -148,7 +148,7 @@ class PairLook(Predicting):
 
     @property
     def _start(self) -> int:
-        return self.pretrained.spec.start  # type: ignore[union-attr]
+        return self.spec.start
 
     @cached_property
     def _source_input(self) -> Tensor:
@@ -166,7 +166,7 @@ class PairLook(Predicting):
     def _made(self, which: str) -> Stack:
         if which == "encoder":
             return Stack(self.model, "encoder", "source", self.model.encode, lambda: (self._source_input,))
-        embed = "target" if self.spec.target else "source"  # type: ignore[union-attr]
+        embed = "target" if self.spec.target else "source"
         return Stack(self.model, "decoder", embed, self.model.features, lambda: (self._target_input, self._memory))
 
     def _say(self, x: Tensor) -> Tensor:

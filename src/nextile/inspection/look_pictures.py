@@ -14,17 +14,16 @@ from torch import Tensor
 
 from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.generation.decode import evaluating
 from nextile.images.processor import Palette
 from nextile.inspection.attention import over_picture
-from nextile.inspection.look import Draw, Inspection, Predicting
+from nextile.inspection.look import Draw, OneStack, Predicting
 from nextile.inspection.look_texts import ranked
 from nextile.inspection.neighbours import Found
 from nextile.inspection.pieces import Piece, places
-from nextile.inspection.stack import Stack, within
+from nextile.inspection.stack import within
 
 
-class PictureLook(Inspection):
+class PictureLook(OneStack):
     """One stack that reads one picture.
 
     grid: (rows, columns) of its places among the pieces.
@@ -72,23 +71,6 @@ class PictureLook(Inspection):
     def neighbours(self, n: int = 10) -> list[tuple[str, Found]]:
         raise UsageError(f"{self.pretrained.called} reads pictures, not text: it has no words")
 
-    @property
-    def _inputs(self) -> Tensor:
-        """What the model is given."""
-        raise NotImplementedError
-
-    def _made(self, which: str) -> Stack:
-        return Stack(self.model, "stack", "embed", self.model.features, lambda: (self._inputs,))
-
-    def _say(self, x: Tensor) -> Tensor:
-        with evaluating(self.model), torch.no_grad():
-            return self._head(self.model.stack.norm(x))
-
-    @cached_property
-    def _logits(self) -> Tensor:
-        with evaluating(self.model), torch.no_grad():
-            return self.model(self._inputs)[0]
-
 
 class ClassifierLook(PictureLook):
     """A classifier of pictures; one that was made of a painter reads pixels as well."""
@@ -99,19 +81,19 @@ class ClassifierLook(PictureLook):
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("[CLS]", "[DISTILLED]")[: self.pretrained.spec.summaries]  # type: ignore[union-attr]
+        return ("[CLS]", "[DISTILLED]")[: self.spec.summaries]
 
     @cached_property
     def grid(self) -> tuple[int, int]:  # type: ignore[override]
-        side = round((self.pretrained.spec.context - self.summaries) ** 0.5)
+        side = round((self.spec.context - self.summaries) ** 0.5)
         return side, side
 
     @property
     def classes(self) -> list[tuple[str, float]]:
-        return ranked(self._logits, self.pretrained.spec.head.classes)  # type: ignore[union-attr]
+        return ranked(self._logits, self.spec.head.classes)
 
     def token_text(self, index: int) -> str:
-        return self.pretrained.spec.head.classes[index]  # type: ignore[union-attr]
+        return self.spec.head.classes[index]
 
     @cached_property
     def _inputs(self) -> Tensor:

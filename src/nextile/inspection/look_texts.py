@@ -20,15 +20,15 @@ from nextile.generation.decode import EagerReader, check_ids, decode, evaluating
 from nextile.generation.fill import masked_ids
 from nextile.generation.pool import refuse_longer
 from nextile.inspection.beams import BeamTree, Tree, growing
-from nextile.inspection.look import Draw, Inspection, Predicting, ids_of
+from nextile.inspection.look import Draw, OneStack, Predicting, ids_of
 from nextile.inspection.pieces import Piece, shower, text_pieces
-from nextile.inspection.stack import Stack, within
+from nextile.inspection.stack import within
 from nextile.inspection.steps import Choice, Step, next_choices, sampled, steps
 from nextile.text.frame import own_frame, usual_frame
 from nextile.text.masks import mask_of, ordinary_of
 
 
-class TextLook(Inspection):
+class TextLook(OneStack):
     """One stack that reads one text."""
 
     def __init__(self, pretrained: Pretrained, what: object, draw: Draw | None = None):
@@ -36,8 +36,8 @@ class TextLook(Inspection):
         super().__init__(pretrained, draw)
         given = ids_of(pretrained, what)
         self.ids = self._read(str(what)) if given is None else given
-        check_ids([self.ids], pretrained.spec.embed.vocab, "text")  # type: ignore[union-attr]
-        refuse_longer(self.ids, pretrained.spec.context)
+        check_ids([self.ids], self.spec.embed.vocab, "text")
+        refuse_longer(self.ids, self.spec.context)
         self._shown = shower(pretrained.tokenizer)
 
     def _read(self, text: str) -> list[int]:
@@ -55,18 +55,6 @@ class TextLook(Inspection):
     def _inputs(self) -> Tensor:
         return torch.tensor([self.ids], device=self._device)  # (1, T)
 
-    def _made(self, which: str) -> Stack:
-        return Stack(self.model, "stack", "embed", self.model.features, lambda: (self._inputs,))
-
-    def _say(self, x: Tensor) -> Tensor:
-        with evaluating(self.model), torch.no_grad():
-            return self._head(self.model.stack.norm(x))
-
-    @cached_property
-    def _logits(self) -> Tensor:
-        with evaluating(self.model), torch.no_grad():
-            return self.model(self._inputs)[0]
-
 
 class LanguageLook(Predicting, TextLook):
     """A model that writes from left to right."""
@@ -82,7 +70,7 @@ class LanguageLook(Predicting, TextLook):
         sampling = sampled(temperature, seed=seed)
         events = decode(
             self.model, [self.ids], sampling, max_tokens=max_tokens, end_ids={self.pretrained.tokenizer.end_id},
-            alternatives=self.pretrained.spec.embed.vocab, compiled=False,  # type: ignore[union-attr]
+            alternatives=self.spec.embed.vocab, compiled=False,
         )  # fmt: skip
         return list(steps(events, self._shown, top))
 
@@ -92,7 +80,7 @@ class LanguageLook(Predicting, TextLook):
     def _beamed(self, width: int, max_tokens: int) -> BeamTree:
         refuse_few(max_tokens)
         tokenizer, beams = self.pretrained.tokenizer, resolve(Beams, {"width": width})
-        window, limit = beam_window(self.ids, self.pretrained.spec.context, max_tokens)
+        window, limit = beam_window(self.ids, self.spec.context, max_tokens)
         reader = EagerReader(self.model, len(window) + limit - 1)
         with evaluating(self.model):
             rounds = beam_rounds(reader, [window], beams, limits=[limit], end_ids={tokenizer.end_id}, n=width)
@@ -106,7 +94,7 @@ class MaskedLook(TextLook):
     silent = "fills gaps and does not write from left to right"
 
     def _read(self, text: str) -> list[int]:
-        return masked_ids(self.pretrained.tokenizer, text, self.pretrained.spec.context)
+        return masked_ids(self.pretrained.tokenizer, text, self.spec.context)
 
     def _truth(self) -> list[int]:
         return [-1 if token == self.pretrained.tokenizer.mask_id else token for token in self.ids]
@@ -141,10 +129,10 @@ class LabelledLook(TextLook):
 
     @property
     def classes(self) -> list[tuple[str, float]]:
-        return ranked(self._logits, self.pretrained.spec.head.classes)  # type: ignore[union-attr]
+        return ranked(self._logits, self.spec.head.classes)
 
     def token_text(self, index: int) -> str:
-        return self.pretrained.spec.head.classes[index]  # type: ignore[union-attr]
+        return self.spec.head.classes[index]
 
     def _truth(self) -> list[int]:
         return [-1]
