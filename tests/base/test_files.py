@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import signal
 import subprocess
@@ -11,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from nextile.base import files
 from nextile.base.errors import NextileError
-from nextile.base.files import atomic_folder, atomic_write, inside, remove_leftovers, sha256
+from nextile.base.files import atomic_folder, atomic_write, checksum, inside, remove_leftovers
 
 
 def names(folder: Path) -> list[str]:
@@ -31,9 +31,9 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(files.os, "fsync", fail)
 
 
-def test_sha256(tmp_path):
+def test_a_checksum_is_of_all_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
-    assert sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert checksum(tmp_path / "x") == xxhash.xxh3_128_hexdigest(b"abc" * 100_000)
 
 
 # --- atomic_write --------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nextile.base.errors import NextileError
-from nextile.base.files import sha256
-from nextile.checkpoint.divided import Joined, load_divided, parts_in, save_divided
+from nextile.base.files import checksum
+from nextile.checkpoint.divided import SUMS, Joined, load_divided, parts_in, save_divided
 from nextile.checkpoint.resume import latest_state
 from nextile.checkpoint.weights import save_tensors
 from nextile.training.parallel import ALONE
@@ -82,8 +82,8 @@ def test_a_state_in_parts_is_saved_and_found(tmp_path):
     assert isinstance(saved.tensors, Joined)
     assert torch.equal(saved.tensors["a"], WHOLE)
     assert saved.progress == {"step": 7}
-    hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
-    assert hashes == {path.name: sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
+    hashes = json.loads((folder / "manifest.json").read_text())[SUMS]
+    assert hashes == {path.name: checksum(path) for path in folder.iterdir() if path.name != "manifest.json"}
 
 
 @pytest.mark.parametrize("name", ["tensors-00000.safetensors", "tensors-00000.json", "progress.json"])

@@ -225,7 +225,7 @@ def test_a_file_that_is_cut_missing_linked_or_changed(tmp_path, name, size):
     data = path.read_bytes()
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     open_images(tmp_path / "s")
-    assert problem(tmp_path / "s", verify=True).startswith(f"'{path}' is not what was written (its SHA-256 differs)")
+    assert problem(tmp_path / "s", verify=True).startswith(f"'{path}' is not what was written (its checksum differs)")
     path.write_bytes(data[:-1])
     assert problem(tmp_path / "s") == f"'{path}' has {size - 1} bytes instead of {size}: prepare the pictures again"
     path.unlink()
@@ -254,7 +254,7 @@ def test_a_label_of_no_class(tmp_path, wrong):
         ({"height": -2, "width": -2}, "is broken ('height': "),
         ({"channels": "many"}, "is broken ('channels': Input should be a valid integer"),
         ({"classes": [1, None]}, "is broken ('classes.1': "),
-        ({"sha256": {}}, "is broken (it lacks the SHA-256 of a file)"),
+        ({"checksums": {}}, "is broken (it lacks the checksum of a file)"),
         ({"new\nkey": 1}, "is broken ('new\\nkey': Extra inputs"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_found_when_asked(tmp_path):
     data[3] ^= 1
     path.write_bytes(data)
     open_store(tmp_path / "s")
-    assert problem(tmp_path / "s", verify=True).startswith(f"'{path}' is not what was written (its SHA-256 differs)")
+    assert problem(tmp_path / "s", verify=True).startswith(f"'{path}' is not what was written (its checksum differs)")
 
 
 def change(folder, **values) -> None:
@@ -163,8 +163,8 @@ def change(folder, **values) -> None:
         ({"dtype": "int8"}, "is of another format (nextile tokens 1, int8)"),
         ({"tokens": 5}, "is broken (its shards do not sum to its tokens)"),
         ({"tokens": "many"}, "is broken (tokens: Input should be a valid integer"),
-        ({"shards": [{"name": "../x", "tokens": 23, "sha256": ""}]}, "is not the name of a file in that folder"),
-        ({"shards": [{"name": "x", "tokens": 0, "sha256": ""}]}, "is broken (shards.0.tokens"),
+        ({"shards": [{"name": "../x", "tokens": 23, "checksum": ""}]}, "is not the name of a file in that folder"),
+        ({"shards": [{"name": "x", "tokens": 0, "checksum": ""}]}, "is broken (shards.0.tokens"),
     ],
 )
 def test_a_foreign_index(tmp_path, values, message):

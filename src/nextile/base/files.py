@@ -1,4 +1,4 @@
-"""Atomic writes, hashes and safe paths: a killed or failed save never damages what was there."""
+"""Atomic writes, checksums and safe paths: a killed or failed save never damages what was there."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import xxhash
+
 from nextile.base.errors import NextileError
 
 PARTIAL = ".partial"  # being written; worthless once its writer is gone
 DISPLACED = ".displaced"  # the folder that stood where a new one is being moved in
 
 
-def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+# Tells what a disk or a copy did to bytes, as fast as they are read; not what somebody did who means harm, who could
+# as well write another sum beside them.
+Checksum = xxhash.xxh3_128
+
+
+def checksum(path: str | Path) -> str:
+    """The checksum of a file's bytes (XXH3, 128 bits), in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, Checksum).hexdigest()
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

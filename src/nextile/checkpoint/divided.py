@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from nextile.base.errors import NextileError
-from nextile.base.files import atomic_folder, atomic_write, inside, sha256
+from nextile.base.files import atomic_folder, atomic_write, checksum, inside
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
 from nextile.training.parallel import World
 from nextile.training.pieces import Box, box_of, holders, local
 
 PART = re.compile(r"tensors-\d{5,}\.safetensors")
+SUMS = "xxh3_128"  # the key of checksums in a manifest, and of that of a part
 DIMENSIONS = 8  # of a tensor, at most
 
 
@@ -42,7 +43,7 @@ def save_divided(path: Path, tensors: Mapping[str, Tensor], progress: dict[str, 
         world.meet()
         if world.first:
             (folder / "progress.json").write_text(json.dumps(progress, sort_keys=True))
-            (folder / "manifest.json").write_text(json.dumps({"sha256": _hashes(folder)}, indent=2))
+            (folder / "manifest.json").write_text(json.dumps({SUMS: _hashes(folder)}, indent=2))
 
 
 @contextmanager
@@ -61,13 +62,13 @@ def _write_part(path: Path, tensors: Mapping[str, Tensor], world: World) -> None
     own = {name: tensor for name, tensor in tensors.items() if holders(tensor, world).writes}
     save_tensors(path, {name: local(tensor).cpu() for name, tensor in own.items()})
     places = {name: {"shape": list(tensor.shape), "start": list(box_of(tensor).start)} for name, tensor in own.items()}
-    atomic_write(path.with_suffix(".json"), json.dumps({"sha256": sha256(path), "tensors": places}))
+    atomic_write(path.with_suffix(".json"), json.dumps({SUMS: checksum(path), "tensors": places}))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     """Of every file; each process has hashed its own part, so that this is not one's work for all."""
-    found = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
-    return found | {path.name: read_json(path.with_suffix(".json"))["sha256"] for path in folder.glob("*.safetensors")}
+    found = {path.name: checksum(path) for path in sorted(folder.glob("*.json"))}
+    return found | {path.name: read_json(path.with_suffix(".json"))[SUMS] for path in folder.glob("*.safetensors")}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

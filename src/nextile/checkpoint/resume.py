@@ -1,4 +1,4 @@
-"""Training state on disk: saved whole with a manifest of hashes, the last two kept, a broken one passed over.
+"""Training state on disk: saved whole with a manifest of checksums, the last two kept, a broken one passed over.
 
 state/step-00000200/  tensors.safetensors  progress.json  manifest.json
 
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nextile.base.errors import NextileError
-from nextile.base.files import atomic_folder, inside, remove_leftovers, sha256
-from nextile.checkpoint.divided import load_divided, parts_in, save_divided
+from nextile.base.files import atomic_folder, checksum, inside, remove_leftovers
+from nextile.checkpoint.divided import SUMS, load_divided, parts_in, save_divided
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
 from nextile.training.parallel import World
 
@@ -43,8 +43,8 @@ def save_state(
     with atomic_folder(states / f"step-{step:08d}") as folder:
         save_tensors(folder / "tensors.safetensors", tensors)
         (folder / "progress.json").write_text(json.dumps(progress, sort_keys=True))
-        hashes = {name: sha256(folder / name) for name in WHOLE}
-        (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=2))
+        hashes = {name: checksum(folder / name) for name in WHOLE}
+        (folder / "manifest.json").write_text(json.dumps({SUMS: hashes}, indent=2))
     _drop_old(states, kept)
 
 
@@ -111,12 +111,12 @@ def _found(states: Path) -> list[Path]:
 
 
 def _load(folder: Path, broken: list[str]) -> Saved:
-    hashes = read_json(inside(folder, "manifest.json")).get("sha256")
+    hashes = read_json(inside(folder, "manifest.json")).get(SUMS)
     if not isinstance(hashes, dict):
         raise NextileError(f"'{folder}' has a manifest without hashes")
     parts = parts_in(hashes)
     for name in hashes if parts else WHOLE:
-        if sha256(inside(folder, name)) != hashes.get(name):
+        if checksum(inside(folder, name)) != hashes.get(name):
             raise NextileError(f"'{folder / name}' is not what was saved")
     step = int(folder.name[5:])
     note = f"the latest saved state is broken ({broken[0]}); going on from step {step}" if broken else None

@@ -1,8 +1,8 @@
 """Tensors in safetensors files that know their own hash: written whole, read without a copy, a flipped bit is found.
 
 A file is 8 bytes with the length of the header, the header, which is JSON, and the tensors, one after the other.
-safetensors itself loads damaged data without a word, so the SHA-256 of the file stands in its header (computed while
-its 64 digits are zeros). Other programs ignore it; files of other programs have none and are taken as they are.
+safetensors itself loads damaged data without a word, so the checksum of the file stands in its header (computed while
+its 32 digits are zeros). Other programs ignore it; files of other programs have none and are taken as they are.
 
 The header is read here and not by the library, so that one open file is checked, hashed and mapped, whatever becomes of
 its path meanwhile, and so that a hostile header costs no more memory than its own length. A file that somebody cuts off
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from nextile.base.errors import NextileError
-from nextile.base.files import PARTIAL, atomic_file, atomic_write, inside, open_regular
+from nextile.base.files import PARTIAL, Checksum, atomic_file, atomic_write, inside, open_regular
 
-HASH, BLANK = "nextile.sha256", "0" * 64
+HASH, BLANK = "nextile.xxh3_128", "0" * 32
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}(-[0-9a-f]{8})?\.safetensors")
 LARGEST = 5 * 10**9  # bytes of tensors in a file; a model with more is written in several
@@ -69,7 +69,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """
     names = sorted(tensors, key=lambda name: (-RANKS[tensors[name].dtype], name))  # wide ones first: all are aligned
     start = _header_of({name: tensors[name] for name in names})
-    digest = hashlib.sha256(start)
+    digest = Checksum(start)
     with atomic_file(path) as temporary, open(temporary, "xb") as file:
         file.write(start)
         for name in names:
@@ -82,7 +82,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _header_of(tensors: Mapping[str, Tensor]) -> bytes:
-    """The header with its length before it; the metadata first, so that the first 64 zeros are the hash's."""
+    """The header with its length before it; the metadata first, so that the first 32 zeros are the hash's."""
     found: dict[str, Any] = {"__metadata__": {"format": "pt", HASH: BLANK}}
     end = 0
     for name, tensor in tensors.items():
@@ -361,12 +361,12 @@ def _load_into(tensors: Mapped, path: Path, wanted: Callable[[str], bool]) -> No
 
 
 def _check_hash(file: BufferedReader, found: Header) -> None:
-    """Errors: ValueError when the file's SHA-256, with the digest in its header blanked, is another than it says."""
+    """Errors: ValueError when the file's checksum, with the digest in its header blanked, is another than it says."""
     if HASH not in found.metadata:
         return
     wanted = bytes(found.metadata[HASH])
     file.seek(0)
-    digest = hashlib.sha256(file.read(found.data).replace(wanted, BLANK.encode(), 1))
+    digest = Checksum(file.read(found.data).replace(wanted, BLANK.encode(), 1))
     hashlib.file_digest(file, lambda: digest)
     if wanted != digest.hexdigest().encode():
         raise ValueError("its bytes are not those that were written")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
-from nextile.base.files import atomic_folder, atomic_write, inside, sha256
+from nextile.base.files import Checksum, atomic_folder, atomic_write, checksum, inside
 from nextile.data.batches import Batch, Order, listed
 from nextile.data.pictures import PictureCorpus
 from nextile.images.augment import Augment, augmented
@@ -46,7 +46,7 @@ class Index(Settings):
     width: Annotated[int, Field(ge=1, le=1 << 16)]
     channels: Annotated[int, Field(ge=1, le=4)]
     classes: tuple[str, ...]
-    sha256: dict[str, str]  # of each file
+    checksums: dict[str, str]  # of each file
     meta: dict[str, Any]
 
     @property
@@ -107,15 +107,15 @@ def write_images(
             INDICES: _write_integers(temporary / INDICES, chosen),
         }
         shaped = dict(zip(("height", "width", "channels"), shape, strict=True))
-        index = Index(pictures=len(kept), **shaped, classes=corpus.classes, sha256=digests, meta=dict(meta))
+        index = Index(pictures=len(kept), **shaped, classes=corpus.classes, checksums=digests, meta=dict(meta))
         atomic_write(temporary / INDEX, index.model_dump_json(indent=1) + "\n")
     return open_images(folder), problems
 
 
 def _write_integers(path: Path, array: np.ndarray) -> str:
-    """Write integers; the SHA-256 of the file."""
+    """Write integers; the checksum of the file."""
     path.write_bytes(array.astype(INTEGER).tobytes())
-    return sha256(path)
+    return checksum(path)
 
 
 Decoded = Generator[np.ndarray | NextileError, None, None]
@@ -150,8 +150,8 @@ def _attempted(opened: Open, picture: Path | bytes, name: str) -> np.ndarray | N
 def _write_pixels(
     path: Path, pictures: Decoded, progress: Callable[[int], object], problems: list[str]
 ) -> tuple[list[int], tuple[int, ...], str]:
-    """Append what was decoded; which of the pictures those are, their shape, and the SHA-256 of the file."""
-    kept, shape, digest = [], (0, 0, 0), hashlib.sha256()
+    """Append what was decoded; which of the pictures those are, their shape, and the checksum of the file."""
+    kept, shape, digest = [], (0, 0, 0), Checksum()
     with open(path, "wb") as file:
         for number, pixels in enumerate(pictures):
             if isinstance(pixels, NextileError):
@@ -176,14 +176,14 @@ def _plain(pixels: np.ndarray, shape: tuple[int, ...]) -> bytes:
 
 
 def open_images(folder: str | Path, verify: bool = False) -> ImageSet:
-    """Open a set that `write_images` wrote, checking its sizes, and with `verify` every byte against its SHA-256.
+    """Open a set that `write_images` wrote, checking its sizes, and with `verify` every byte against its checksum.
 
     Errors: NextileError when it is none, is of another version, or a file is missing, truncated or changed.
     """
     folder = Path(folder)
     index = _read_index(folder)
     for name, size in index.sizes().items():
-        _check_file(inside(folder, name), size, index.sha256.get(name) if verify else None)
+        _check_file(inside(folder, name), size, index.checksums.get(name) if verify else None)
     images = ImageSet(folder, index)
     wrong = images.labels[(images.labels < -1) | (images.labels >= len(images.classes))]
     if len(wrong):
@@ -202,8 +202,8 @@ def _read_index(folder: Path) -> Index:
         raise NextileError(f"'{folder / INDEX}' is broken ({place[:100]!a}: {problem['msg']}): {AGAIN}") from error
     if index.format != FORMAT:
         raise NextileError(f"'{folder}' is of another format ({index.format[:40]!a}): {AGAIN}")
-    if set(index.sha256) != {PIXELS, LABELS, INDICES}:
-        raise NextileError(f"'{folder / INDEX}' is broken (it lacks the SHA-256 of a file): {AGAIN}")
+    if set(index.checksums) != {PIXELS, LABELS, INDICES}:
+        raise NextileError(f"'{folder / INDEX}' is broken (it lacks the checksum of a file): {AGAIN}")
     return index
 
 
@@ -211,8 +211,8 @@ def _check_file(path: Path, size: int, digest: str | None) -> None:
     found = path.stat().st_size
     if found != size:
         raise NextileError(f"'{path}' has {found:,} bytes instead of {size:,}: {AGAIN}")
-    if digest is not None and sha256(path) != digest:
-        raise NextileError(f"'{path}' is not what was written (its SHA-256 differs): {AGAIN}")
+    if digest is not None and checksum(path) != digest:
+        raise NextileError(f"'{path}' is not what was written (its checksum differs): {AGAIN}")
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

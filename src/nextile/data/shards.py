@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import operator
 from collections import Counter
@@ -15,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError
-from nextile.base.files import atomic_folder, atomic_write, inside, sha256
+from nextile.base.files import Checksum, atomic_folder, atomic_write, checksum, inside
 
 INDEX = "index.json"
 STRETCH = "stretch.json"  # instead of it, where the tokens lie in another folder
@@ -30,7 +29,7 @@ class Shard(Settings):
 
     name: str
     tokens: int = Field(ge=1)
-    sha256: str
+    checksum: str
 
 
 class Index(Settings):
@@ -192,14 +191,14 @@ def _cut(blocks: Iterable[np.ndarray], shard_tokens: int) -> Iterator[tuple[int,
 
 
 def _write_shard(path: Path, pieces: Iterable[np.ndarray], dtype: np.dtype) -> Shard:
-    digest, tokens = hashlib.sha256(), 0
+    digest, tokens = Checksum(), 0
     with open(path, "wb") as file:
         for piece in pieces:
             data = piece.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
             tokens += len(piece)
-    return Shard(name=path.name, tokens=tokens, sha256=digest.hexdigest())
+    return Shard(name=path.name, tokens=tokens, checksum=digest.hexdigest())
 
 
 def halves(store: TokenStore, fraction: float, most: int) -> tuple[Stretch, Stretch]:
@@ -262,7 +261,7 @@ def write_index(store: TokenStore, folder: Path, shards: Sequence[Shard]) -> Non
 
 
 def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
-    """Open a store that `write_store` wrote, checking its sizes, and with `verify` every byte against its SHA-256.
+    """Open a store that `write_store` wrote, checking its sizes, and with `verify` every byte against its checksum.
 
     Errors: NextileError when it is no store, is of another version, or a file is missing, truncated or changed.
     """
@@ -328,5 +327,5 @@ def _check_shard(folder: Path, shard: Shard, itemsize: int, verify: bool) -> Non
         raise NextileError(
             f"'{path}' has {size:,} bytes instead of {shard.tokens * itemsize:,}: tokenize the text again"
         )
-    if verify and sha256(path) != shard.sha256:
-        raise NextileError(f"'{path}' is not what was written (its SHA-256 differs): tokenize the text again")
+    if verify and checksum(path) != shard.checksum:
+        raise NextileError(f"'{path}' is not what was written (its checksum differs): tokenize the text again")
