@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -296,7 +297,7 @@ class Model(Pretrained):
         notebook the page is shown. Errors: UsageError for an empty text, and for what this model does not read;
         NextileError for a text longer than it reads.
         """
-        return inspect(self, what, target, max_tokens=max_tokens, beams=beams, draw=html)
+        return inspect(self, what, target, max_tokens=max_tokens, beams=beams, draw=partial(html, beams=beams))
 
     def _label(self, text: Any, top: int, details: bool) -> Any:
         """The most probable classes of a text, or of each of several."""

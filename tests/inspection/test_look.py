@@ -376,6 +376,7 @@ def test_a_text_longer_than_the_context_says_both_numbers():
         (lambda look: look.neurons().promotes(9, 0), "layer 9 is not there: there are 3, from 0 to 2"),
         (lambda look: look.neurons().promotes(0, 500), "neuron 500 is not there: there are 128, from 0 to 127"),
         (lambda look: look.next(position=99), "position 99 is not there: there are 7, from 0 to 6"),
+        (lambda look: look.next(top=-1), "top is -1: ask for at least 1"),
         (lambda look: look.next(temperature=-1.0), "temperature"),
         (lambda look: look.beam(max_tokens=0), "max_tokens is 0: ask for at least 1"),
         (lambda look: look.steps(max_tokens=0), "max_tokens is 0: ask for at least 1"),

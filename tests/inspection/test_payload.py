@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -164,6 +165,14 @@ def test_the_gaps_of_a_masked_model_have_distributions():
     gap = [piece["text"] for piece in found["pieces"]].index("[MASK]")
     assert [each["position"] for each in found["distributions"]] == [gap]
     assert found["chosen"]["query"] == gap
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_the_page_of_an_inspection_has_as_many_beams_as_were_asked(beams):
+    shown = re.search(r'id="payload">(.*?)</script>', looks.speaker().inspect("low", beams=beams).html())
+    assert shown
+    rounds = json.loads(shown[1])["beam"]["rounds"]
+    assert {sum(node["kept"] for node in looked) for looked in rounds} == {beams}
 
 
 def test_steps_beams_and_classes_are_the_inspections():

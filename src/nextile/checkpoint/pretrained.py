@@ -19,6 +19,7 @@ from nextile.models.build import AnyModel
 from nextile.models.families.table import family_of
 from nextile.nn import specs
 from nextile.nn.lora import merged
+from nextile.text.frame import Frame, own_frame, usual_frame
 from nextile.text.legacy import has_text
 from nextile.text.masks import sentinels_of
 from nextile.text.tokenizer import Tokenizer
@@ -55,6 +56,13 @@ class Pretrained:
         if self.processor is None or isinstance(self.processor, Tokenizer):
             raise UsageError(f"{self.called} reads text, not pictures: use nextile generate or translate")
         return self.processor
+
+    @property
+    def frame(self) -> Frame:
+        """What stands around a text that it classifies; of a family's model, which others may have trained, its
+        tokenizer says it. Errors: UsageError for a model that reads pictures.
+        """
+        return (usual_frame if self.family == OURS else own_frame)(self.tokenizer)
 
     @property
     def task(self) -> str:

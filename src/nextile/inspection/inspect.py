@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.inspection.look import Draw, Inspection, refuse_target
 from nextile.inspection.look_pairs import DenoiserLook, PairLook
 from nextile.inspection.look_pictures import ClassifierLook, PainterLook
 from nextile.inspection.look_texts import LabelledLook, LanguageLook, MaskedLook
 from nextile.inspection.look_words import WordLook
+from nextile.inspection.stack import positive
 
 PAIRS: dict[str, type[PairLook]] = {"translate": PairLook, "denoise": DenoiserLook}
 ALONE: dict[str, Callable[[Pretrained, object, Draw | None], Inspection]] = {
@@ -35,8 +35,8 @@ def inspect(
     beside what is no pair; NextileError for a text longer than the model reads.
     """
     if pretrained.task in PAIRS:
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")
+        if max_tokens is not None:
+            positive(max_tokens, "max_tokens")
         return PAIRS[pretrained.task](pretrained, what, target, draw, max_tokens=max_tokens, beams=beams)
     refuse_target(pretrained, target)
     return ALONE[pretrained.task](pretrained, what, draw)

@@ -29,7 +29,7 @@ from nextile.inspection.named import NamedArray, named
 from nextile.inspection.neighbours import Found, near
 from nextile.inspection.neurons import Neurons
 from nextile.inspection.pieces import Piece
-from nextile.inspection.stack import Embedding, Stack, within
+from nextile.inspection.stack import Embedding, Stack, positive, within
 from nextile.inspection.steps import Choice, Step, next_choices, sampled, surprises
 from nextile.inspection.vectors import displays, word_vectors
 
@@ -169,14 +169,14 @@ class Inspection:
         """
         self._refuse_mute(which)
         return self._once(
-            ("lens", top), lambda: lens.look(self._stream(which), self._say, self._truth(), _positive(top, "top"))
+            ("lens", top), lambda: lens.look(self._stream(which), self._say, self._truth(), positive(top, "top"))
         )
 
     def neurons(self, top: int = 8, which: str = "self") -> Neurons:
         """The strongest neurons of each feed-forward net. Errors: UsageError where the nets are chosen experts."""
         return self._once(
             ("neurons", top, self._of(which)),
-            lambda: neurons.strongest(self._stack(which), _positive(top, "top"), partial(self._promoted, which)),
+            lambda: neurons.strongest(self._stack(which), positive(top, "top"), partial(self._promoted, which)),
         )
 
     # --- predictions ------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class Inspection:
         with evaluating(self.model), torch.no_grad():
             nothing = self._once(("nothing",), lambda: self._speak(torch.zeros_like(direction)))  # of the bias alone
             scores = self._speak(direction) - nothing
-        best: Any = scores.topk(min(_positive(top, "top"), len(scores)))
+        best: Any = scores.topk(min(positive(top, "top"), len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(index, self.token_text(index), score) for index, score in pairs]
 
@@ -358,13 +358,6 @@ class Predicting(Inspection):
     ) -> list[Choice]:  # fmt: skip
         place = within(-1 if position is None else position, len(self._logits), "position")
         return next_choices(self._logits[place], sampled(temperature, top_k, top_p, min_p), self.token_text, top)
-
-
-def _positive(number: int, what: str) -> int:
-    """Errors: UsageError for a count below 1."""
-    if number < 1:
-        raise UsageError(f"{what} is {number}: ask for at least 1")
-    return number
 
 
 def refuse_target(pretrained: Pretrained, target: object) -> None:

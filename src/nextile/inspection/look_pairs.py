@@ -21,9 +21,8 @@ from nextile.generation.pool import refuse_longer
 from nextile.generation.translate import not_written, source_ids, translation_limit
 from nextile.inspection.beams import BeamTree, Tree, growing
 from nextile.inspection.look import Draw, Predicting, ids_of
-from nextile.inspection.look_texts import refuse_few
 from nextile.inspection.pieces import Piece, shower, text_pieces
-from nextile.inspection.stack import Embedding, Stack
+from nextile.inspection.stack import Embedding, Stack, positive
 from nextile.inspection.steps import Step, sampled, steps
 from nextile.text.masks import sentinels_of
 
@@ -105,7 +104,7 @@ class PairLook(Predicting):
     def steps(
         self, max_tokens: int = 16, temperature: float = 0.0, seed: int | None = None, *, top: int = 5
     ) -> list[Step]:  # fmt: skip
-        refuse_few(max_tokens)
+        positive(max_tokens, "max_tokens")
         (ends, never), limit = self._rules(), self._limit(max_tokens)
         sampling = sampled(temperature, seed=seed).model_copy(update={"logit_bias": dict.fromkeys(never, FORBIDDEN)})
         with evaluating(self.model):
@@ -119,7 +118,7 @@ class PairLook(Predicting):
         return self._once(("beam", width, max_tokens), lambda: self._beamed(width, max_tokens))
 
     def _beamed(self, width: int, max_tokens: int) -> BeamTree:
-        refuse_few(max_tokens)
+        positive(max_tokens, "max_tokens")
         with evaluating(self.model):
             rounds = beam_rounds(**self._sought(width, max_tokens), n=width)
             return last(growing(Tree(self._shown), rounds, self.pretrained.tokenizer.decode))

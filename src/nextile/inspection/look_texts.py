@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from nextile.base.config import resolve
-from nextile.base.errors import UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import OURS
 from nextile.generation.beam import Beams, beam_rounds, last
 from nextile.generation.complete import beam_window
 from nextile.generation.decode import EagerReader, check_ids, decode, evaluating
@@ -22,9 +20,8 @@ from nextile.generation.pool import refuse_longer
 from nextile.inspection.beams import BeamTree, Tree, growing
 from nextile.inspection.look import Draw, OneStack, Predicting, ids_of
 from nextile.inspection.pieces import Piece, shower, text_pieces
-from nextile.inspection.stack import within
+from nextile.inspection.stack import positive, within
 from nextile.inspection.steps import Choice, Step, next_choices, sampled, steps
-from nextile.text.frame import own_frame, usual_frame
 from nextile.text.masks import mask_of, ordinary_of
 
 
@@ -78,7 +75,7 @@ class LanguageLook(Predicting, TextLook):
         return self._once(("beam", width, max_tokens), lambda: self._beamed(width, max_tokens))
 
     def _beamed(self, width: int, max_tokens: int) -> BeamTree:
-        refuse_few(max_tokens)
+        positive(max_tokens, "max_tokens")
         tokenizer, beams = self.pretrained.tokenizer, resolve(Beams, {"width": width})
         window, limit = beam_window(self.ids, self.spec.context, max_tokens)
         reader = EagerReader(self.model, len(window) + limit - 1)
@@ -124,7 +121,7 @@ class LabelledLook(TextLook):
     _said = ("class",)
 
     def _read(self, text: str) -> list[int]:
-        frame = (usual_frame if self.pretrained.family == OURS else own_frame)(self.pretrained.tokenizer)
+        frame = self.pretrained.frame
         return [*frame.before, *self.pretrained.tokenizer.encode(text), *frame.after]
 
     @property
@@ -147,9 +144,3 @@ def ranked(logits: Tensor, classes: tuple[str, ...]) -> list[tuple[str, float]]:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     shares = wide.softmax(-1).tolist()
     return sorted(zip(classes, shares, strict=True), key=lambda pair: -pair[1])
-
-
-def refuse_few(max_tokens: int) -> None:
-    """Errors: UsageError for no tokens at all."""
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}: ask for at least 1")

@@ -85,6 +85,13 @@ def within(number: int, count: int, what: str) -> int:
     return int(number) % count
 
 
+def positive(number: int, what: str) -> int:
+    """A count. Errors: UsageError for one below 1."""
+    if number < 1:
+        raise UsageError(f"{what} is {number}: ask for at least 1")
+    return number
+
+
 @dataclass(frozen=True)
 class Embedding:
     """What comes into a stack: tokens + positions = sum, which `entered` may norm."""

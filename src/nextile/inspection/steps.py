@@ -14,6 +14,7 @@ from nextile.base.config import resolve
 from nextile.generation.decode import Emitted
 from nextile.generation.sample import Sampling, warp
 from nextile.inspection.named import NamedArray, named
+from nextile.inspection.stack import positive
 
 Say = Callable[[int], str]
 Choice = tuple[int, str, float]
@@ -49,7 +50,7 @@ def next_choices(logits: Tensor, sampling: Sampling, text: Say, top: int | None)
         return [(token, text(token), 1.0)]
     shares = warp(logits, sampling).softmax(-1)[0]
     left = int((shares > 0).sum())
-    best: Any = shares.topk(left if top is None else min(top, left))
+    best: Any = shares.topk(left if top is None else min(positive(top, "top"), left))
     return [
         (token, text(token), share) for token, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from nextile.base.device import choose_precision
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.pretrained import Pretrained
-from nextile.checkpoint.store import OURS, Processor, Spec
+from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Batch, Steps
 from nextile.data.labelled import (
     LabelledBatches,
@@ -45,7 +45,7 @@ from nextile.tasks.report import Report, counted, one_line
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import TextTask, all_but
 from nextile.tasks.tokens import BATCH_TOKENS, learn_tokenizer, store_tokens, stored_tokens, text_only
-from nextile.text.frame import Frame, framed, own_frame, usual_frame
+from nextile.text.frame import Frame, framed, usual_frame
 from nextile.text.tokenizer import Tokenizer
 from nextile.training.loop import evaluate
 from nextile.training.metrics import class_measures
@@ -326,7 +326,7 @@ def label(pretrained: Pretrained, texts: Sequence[str], top: int) -> list[Labell
     spec = _classifier(pretrained)
     if top < 1:
         raise UsageError(f"top is {top}: ask for at least 1 class")
-    tokenizer, classes, frame, found = pretrained.tokenizer, spec.head.classes, _frame(pretrained), []
+    tokenizer, classes, frame, found = pretrained.tokenizer, spec.head.classes, pretrained.frame, []
     for start in range(0, len(texts), TOGETHER):
         some = texts[start : start + TOGETHER]
         ids = [tokenizer.encode(text) for text in some]
@@ -338,12 +338,6 @@ def label(pretrained: Pretrained, texts: Sequence[str], top: int) -> list[Labell
             named = [(classes[number], share) for number, share in zip(numbers, shares, strict=True)]
             found.append(Labelled(text, named, _cut(len(each), spec.context - len(frame))))
     return found
-
-
-def _frame(pretrained: Pretrained) -> Frame:
-    """What stands around each text; of a family's classifier, which others may have trained, its tokenizer says it."""
-    frame = usual_frame if pretrained.family == OURS else own_frame
-    return frame(pretrained.tokenizer)
 
 
 def _cut(tokens: int, room: int) -> str | None:
@@ -384,8 +378,7 @@ def _evaluated(
 ) -> LabelledStore:  # fmt: skip
     if sources:
         corpus = renumbered(open_labelled(sources), classes)
-        frame = _frame(pretrained)
-        return _store(_all(corpus), pretrained.tokenizer, folder / "text", "tokenizing", report, frame)
+        return _store(_all(corpus), pretrained.tokenizer, folder / "text", "tokenizing", report, pretrained.frame)
     own = (pretrained.folder or Path()) / "data" / "validation"
     if not own.exists():
         raise NextileError(f"{pretrained.called} has no held-out texts of its own: name texts to evaluate on")
