@@ -1,10 +1,14 @@
 """Training speed at equal architecture: nextile, transformers' GPT-2 and, from a clone of yours, nanoGPT.
 
-    python bench/bench_training.py [--nanogpt CLONE] [--rounds 5] [--seconds 6]
-                                   [--shape 6x6x384] [--context 256] [--batch 16]
+    python bench/bench_training.py [--nanogpt CLONE] [--rounds 5] [--seconds 6] [--device cpu] [--peak TFLOPS]
+                                   [--shape 6x6x384] [--context 256] [--batch 16] [--vocab 65]
 
-Everybody trains GPT-2's shape (tied, learned positions, GELU, vocabulary 65) on the same tokens by AdamW, with gradient
-clipping: forward, backward, optimizer. Contenders take turns; the table shows medians over the rounds.
+Everybody trains GPT-2's shape (tied, learned positions, GELU) on the same tokens by AdamW, with gradient clipping:
+forward, backward, optimizer. Contenders take turns; the table shows medians over the rounds. FLOPs are 6 a parameter
+and token, without the embeddings but with the head, and causal attention by half. On a GPU all compute in bfloat16:
+
+    python bench/bench_training.py --shape 12x12x768 --context 1024 --batch 32 --vocab 50304 --peak 989 --nanogpt CLONE
+    python bench/bench_training.py --shape 24x16x2048 --context 1024 --batch 8 --vocab 50304 --peak 989 --rounds 3
 """
 
 import argparse
@@ -19,7 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from nextile.base.device import has_compiler
+from nextile.base.device import choose_device, has_compiler
 from nextile.data.batches import Batch
 from nextile.models import count
 from nextile.models.build import build
@@ -29,7 +33,8 @@ from nextile.training.objectives import next_token
 from nextile.training.optim import AdamW, Optimizer
 from nextile.training.schedule import Constant
 
-VOCAB = 65
+Contender = Callable[[], Iterator[torch.Tensor]]
+AHEAD = 4  # steps between two looks at the loss
 
 
 @dataclass(frozen=True)
@@ -41,45 +46,51 @@ class Shape:
     width: int
     context: int
     batch: int
+    vocab: int
+    device: torch.device
 
     def tokens(self) -> torch.Tensor:
-        """(B, T + 1) ids."""
-        return torch.randint(0, VOCAB, (self.batch, self.context + 1), generator=torch.Generator().manual_seed(0))
+        """(B, T + 1) ids, on the device."""
+        draw = torch.Generator().manual_seed(0)
+        return torch.randint(0, self.vocab, (self.batch, self.context + 1), generator=draw).to(self.device)
 
     def spec(self):
         """The shape as a spec of ours."""
-        return gpt2.spec(vocab=VOCAB, context=self.context, width=self.width, depth=self.depth, heads=self.heads)
+        sizes = {"context": self.context, "width": self.width, "depth": self.depth, "heads": self.heads}
+        return gpt2.spec(vocab=self.vocab, **sizes)
 
 
-def nextile_steps(shape: Shape, precision: torch.dtype, compiled: bool) -> Iterator[object]:
+def nextile_steps(shape: Shape, precision: torch.dtype, compiled: bool) -> Iterator[torch.Tensor]:
     """Ours, as the command trains."""
-    model = build(shape.spec())
+    model = build(shape.spec()).to(shape.device)
     ids = shape.tokens()
     batch = Batch.of(ids[:, :-1], ids[:, 1:])
     optimizer = Optimizer(model, AdamW(), compiled=compiled)
     options = {"steps": 1 << 40, "precision": precision, "compiled": compiled}
-    return (step.loss for step in train(model, lambda _: [batch], next_token, optimizer, Constant(), **options))
+    return (step.loss_tensor for step in train(model, lambda _: [batch], next_token, optimizer, Constant(), **options))
 
 
-def torch_steps(model: torch.nn.Module, loss: Callable, *, bf16: bool) -> Iterator[object]:
+def torch_steps(model: torch.nn.Module, loss: Callable, *, bf16: bool) -> Iterator[torch.Tensor]:
     """The usual loop: forward under autocast, backward, clip, AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    device = next(model.parameters()).device.type
+    fused = device == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
     while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             value = loss(model)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield value.item()
+        yield value.detach()
 
 
-def transformers_steps(shape: Shape, *, bf16: bool = False) -> Iterator[object]:
+def transformers_steps(shape: Shape, *, bf16: bool = False) -> Iterator[torch.Tensor]:
     """transformers' GPT-2, eager."""
     import transformers
 
     config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=shape.context, n_embd=shape.width, n_layer=shape.depth, n_head=shape.heads,
+        vocab_size=shape.vocab, n_positions=shape.context, n_embd=shape.width, n_layer=shape.depth, n_head=shape.heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     ids = shape.tokens()
@@ -88,31 +99,62 @@ def transformers_steps(shape: Shape, *, bf16: bool = False) -> Iterator[object]:
         logits = model(ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
-    return torch_steps(transformers.GPT2LMHeadModel(config), loss, bf16=bf16)
+    return torch_steps(transformers.GPT2LMHeadModel(config).to(shape.device), loss, bf16=bf16)
 
 
-def nanogpt_steps(shape: Shape, clone: Path, *, bf16: bool = False, compiled: bool = False) -> Iterator[object]:
+def nanogpt_steps(shape: Shape, clone: Path, *, bf16: bool = False, compiled: bool = False) -> Iterator[torch.Tensor]:
     """nanoGPT's model from somebody's clone."""
     sys.path.insert(0, str(clone))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     config = GPTConfig(
-        block_size=shape.context, vocab_size=VOCAB, n_layer=shape.depth, n_head=shape.heads, n_embd=shape.width,
+        block_size=shape.context, vocab_size=shape.vocab, n_layer=shape.depth, n_head=shape.heads, n_embd=shape.width,
         dropout=0.0, bias=True,
     )  # fmt: skip
-    model, ids = GPT(config), shape.tokens()
+    model, ids = GPT(config).to(shape.device), shape.tokens()
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     runs = torch.compile(model) if compiled else model
     return torch_steps(model, lambda _: runs(inputs, targets)[1], bf16=bf16)
 
 
-def measure(steps: Iterator[object], seconds: float) -> float:
+def measure(steps: Iterator[torch.Tensor], seconds: float) -> float:
     """Steps per second over about so many seconds."""
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds or done < 2:
-        next(steps)
-        done += 1
+        for _ in range(AHEAD):  # so that a device is asked for what comes next before it is done
+            loss = next(steps)
+        loss.item()
+        done += AHEAD
     return done / (time.perf_counter() - began)
+
+
+def on_cpu(shape: Shape, nanogpt: Path | None) -> dict[str, Contender]:
+    """Who is compared there: the usual way of each, and the fastest."""
+    found: dict[str, Contender] = {
+        "nextile, bf16, compiled": partial(nextile_steps, shape, torch.bfloat16, True),
+        "nextile, fp32, eager": partial(nextile_steps, shape, torch.float32, False),
+        "transformers GPT-2, fp32, eager": partial(transformers_steps, shape),
+    }
+    if not has_compiler():
+        found.pop("nextile, bf16, compiled")
+    if nanogpt:
+        found["nanoGPT, fp32, eager (its default)"] = partial(nanogpt_steps, shape, nanogpt)
+        found["nanoGPT, bf16, compiled (its best)"] = partial(nanogpt_steps, shape, nanogpt, bf16=True, compiled=True)
+    return found
+
+
+def on_gpu(shape: Shape, nanogpt: Path | None) -> dict[str, Contender]:
+    """Who is compared there, all in bfloat16."""
+    found: dict[str, Contender] = {
+        "nextile, bf16, compiled": partial(nextile_steps, shape, torch.bfloat16, True),
+        "nextile, bf16, eager": partial(nextile_steps, shape, torch.bfloat16, False),
+        "transformers GPT-2, bf16, eager": partial(transformers_steps, shape, bf16=True),
+    }
+    if nanogpt:
+        found["nanoGPT, bf16, compiled (its default)"] = partial(
+            nanogpt_steps, shape, nanogpt, bf16=True, compiled=True
+        )
+    return found
 
 
 def main() -> None:
@@ -124,41 +166,38 @@ def main() -> None:
     parser.add_argument("--shape", default="6x6x384", help="layers x heads x width")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--vocab", type=int, default=65)
+    parser.add_argument("--device", type=choose_device, default=choose_device())
+    parser.add_argument("--peak", type=float, help="what the device multiplies in bfloat16 at best, in TFLOP/s")
     asked = parser.parse_args()
-    shape = Shape(*map(int, asked.shape.split("x")), context=asked.context, batch=asked.batch)
-    contenders: dict[str, Callable[[], Iterator[object]]] = {
-        "nextile, bf16, compiled": partial(nextile_steps, shape, torch.bfloat16, True),
-        "nextile, fp32, eager": partial(nextile_steps, shape, torch.float32, False),
-        "transformers GPT-2, fp32, eager": partial(transformers_steps, shape),
-    }
-    if not has_compiler():
-        contenders.pop("nextile, bf16, compiled")
-    if asked.nanogpt:
-        contenders["nanoGPT, fp32, eager (its default)"] = partial(nanogpt_steps, shape, asked.nanogpt)
-        contenders["nanoGPT, bf16, compiled (its best)"] = partial(
-            nanogpt_steps, shape, asked.nanogpt, bf16=True, compiled=True
-        )
+    sizes = {name: getattr(asked, name) for name in ("context", "batch", "vocab", "device")}
+    shape = Shape(*map(int, asked.shape.split("x")), **sizes)
+    contenders = on_cpu(shape, asked.nanogpt) if shape.device.type == "cpu" else on_gpu(shape, asked.nanogpt)
     ready, cold = {}, {}
     for name, start in contenders.items():
         torch.manual_seed(0)
         began = time.perf_counter()
         ready[name] = start()
-        next(ready[name])
+        next(ready[name]).item()
         cold[name] = time.perf_counter() - began
     rates: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(asked.rounds):
         for name, steps in ready.items():
-            next(steps)
+            next(steps).item()
             rates[name].append(measure(steps, asked.seconds) * shape.batch * shape.context)
     spec = shape.spec()
     ours = statistics.median(rates[next(iter(rates))])
     flops = count.training_flops(spec, shape.context)
-    parameters, threads = count.parameters(spec).total, torch.get_num_threads()
-    print(f"{shape}; {parameters:,} parameters; torch {torch.__version__}, {threads} threads")
-    print("\n| contender | tokens/s | first row is faster by | GFLOP/s | first step, s |\n|---|---|---|---|---|")
+    parameters = count.parameters(spec).total
+    where = f"{torch.get_num_threads()} threads" if shape.device.type == "cpu" else torch.cuda.get_device_name()
+    print(f"{shape}; {parameters:,} parameters; torch {torch.__version__}, {where}")
+    peak = " of the peak |" if asked.peak else ""
+    print(f"\n| contender | tokens/s | first row is faster by | GFLOP/s |{peak} first step, s |")
+    print("|---|---|---|---|---|" + "---|" * bool(asked.peak))
     for name, found in rates.items():
         rate = statistics.median(found)
-        print(f"| {name} | {rate:,.0f} | {ours / rate:.2f}x | {rate * flops / 1e9:,.0f} | {cold[name]:.1f} |")
+        share = f" {rate * flops / asked.peak / 1e12:.1%} |" if asked.peak else ""
+        print(f"| {name} | {rate:,.0f} | {ours / rate:.2f}x | {rate * flops / 1e9:,.0f} |{share} {cold[name]:.1f} |")
 
 
 if __name__ == "__main__":
