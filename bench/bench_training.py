@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from nextile.base.device import choose_device, has_compiler
+from nextile.base.errors import UsageError
 from nextile.data.batches import Batch
 from nextile.models import count
 from nextile.models.build import build
@@ -56,8 +57,9 @@ class Shape:
 
     def spec(self):
         """The shape as a spec of ours."""
-        sizes = {"context": self.context, "width": self.width, "depth": self.depth, "heads": self.heads}
-        return gpt2.spec(vocab=self.vocab, **sizes)
+        return gpt2.spec(
+            vocab=self.vocab, context=self.context, width=self.width, depth=self.depth, heads=self.heads
+        )  # fmt: skip
 
 
 def nextile_steps(shape: Shape, precision: torch.dtype, compiled: bool) -> Iterator[torch.Tensor]:
@@ -99,7 +101,9 @@ def transformers_steps(shape: Shape, *, bf16: bool = False) -> Iterator[torch.Te
         logits = model(ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
-    return torch_steps(transformers.GPT2LMHeadModel(config).to(shape.device), loss, bf16=bf16)
+    with shape.device:
+        model = transformers.GPT2LMHeadModel(config)
+    return torch_steps(model, loss, bf16=bf16)
 
 
 def nanogpt_steps(shape: Shape, clone: Path, *, bf16: bool = False, compiled: bool = False) -> Iterator[torch.Tensor]:
@@ -167,11 +171,15 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=65)
-    parser.add_argument("--device", type=choose_device, default=choose_device())
+    parser.add_argument("--device", help="the accelerator if there is one")
     parser.add_argument("--peak", type=float, help="what the device multiplies in bfloat16 at best, in TFLOP/s")
     asked = parser.parse_args()
-    sizes = {name: getattr(asked, name) for name in ("context", "batch", "vocab", "device")}
-    shape = Shape(*map(int, asked.shape.split("x")), **sizes)
+    try:
+        device = choose_device(asked.device)
+    except UsageError as error:
+        parser.error(str(error))
+    depth, heads, width = map(int, asked.shape.split("x"))
+    shape = Shape(depth, heads, width, asked.context, asked.batch, asked.vocab, device)
     contenders = on_cpu(shape, asked.nanogpt) if shape.device.type == "cpu" else on_gpu(shape, asked.nanogpt)
     ready, cold = {}, {}
     for name, start in contenders.items():
