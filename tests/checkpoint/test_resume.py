@@ -1,6 +1,7 @@
 """Training states on disk: whole or passed over, the last two kept."""
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -21,10 +22,30 @@ def run(tmp_path):
 
 
 def test_the_last_two_are_kept_and_the_newest_is_read(run):
-    assert sorted(path.name for path in (run / "state").iterdir()) == ["step-00000020", "step-00000030"]
+    assert states_in(run) == ["step-00000020", "step-00000030"]
     saved = latest_state(run)
     assert (saved.step, saved.progress, saved.note) == (30, {"step": 30}, None)
     assert torch.equal(saved.tensors["w"], tensors(30)["w"])
+
+
+def states_in(run):
+    return sorted(path.name for path in (run / "state").iterdir())
+
+
+def test_what_a_save_could_not_drop_is_dropped_when_the_run_goes_on(run):
+    shutil.copytree(run / "state" / "step-00000020", run / "state" / "step-00000010")  # it was ended before
+    latest_state(run, kept=3)
+    assert states_in(run) == ["step-00000010", "step-00000020", "step-00000030"]
+    assert latest_state(run).step == 30
+    assert states_in(run) == ["step-00000020", "step-00000030"]
+
+
+def test_nothing_is_dropped_while_a_newer_state_is_broken(run):
+    shutil.copytree(run / "state" / "step-00000020", run / "state" / "step-00000010")
+    for step in (20, 30):
+        (run / "state" / f"step-000000{step}" / "manifest.json").write_text("{}")
+    assert latest_state(run).step == 10
+    assert len(states_in(run)) == 3
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "progress.json", "manifest.json"])

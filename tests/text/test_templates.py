@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,6 +97,23 @@ def test_a_template_that_does_not_end_is_stopped(template, monkeypatch):
     assert 0.4 < time.monotonic() - start < 2
     monkeypatch.undo()
     assert rendered("{{ messages[0].content }}").text == "hi"
+
+
+@linux
+def test_a_process_that_cannot_work_is_waited_for_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(templates, "LIMIT", 0.3)
+    rendered("started")
+    worker = templates._host(os.getpid())._worker
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (worker._process.pid, signal.SIGCONT)).start()
+    start = time.monotonic()
+    assert rendered("{{ messages[0].content }}").text == "hi"
+    assert time.monotonic() - start > 0.9
+    monkeypatch.setattr(templates, "_PATIENCE", 0.5)
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    with pytest.raises(NextileError, match=r"took longer than 0.3 seconds"):
+        rendered("x")
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -64,16 +64,23 @@ def _drop_old(states: Path, kept: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def latest_state(run: str | Path) -> Saved:
-    """The newest state that is whole. Errors: NextileError when there is none."""
+def latest_state(run: str | Path, *, kept: int = KEPT) -> Saved:
+    """The newest state that is whole. What a save left behind that was ended before it could drop it, is dropped now.
+
+    Errors: NextileError when there is none.
+    """
     states = Path(run) / "state"
     remove_leftovers(states)
     broken: list[str] = []
     for folder in _found(states):
         try:
-            return _load(folder, broken)
+            saved = _load(folder, broken)
         except NextileError as error:
             broken.append(str(error))
+            continue
+        if not broken:  # else an old one may be all that is whole
+            _drop_old(states, kept)
+        return saved
     if broken:
         raise NextileError(f"no saved state in '{states}' is whole: {broken[0]}: train anew, into another folder")
     raise NextileError(f"'{run}' holds no training state to resume from: train it with --out {run}")

@@ -321,7 +321,7 @@ class Run:
         if not states.has_state(self.folder):
             self.log.rewind(0, 0)
             return
-        saved = states.latest_state(self.folder)
+        saved = states.latest_state(self.folder, kept=self.settings.checkpoint.average)
         if saved.note:
             self.report.warn(saved.note)
         self.progress = Progress(**restore(self.model, self.learner, saved.tensors, saved.progress))

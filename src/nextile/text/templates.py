@@ -2,7 +2,8 @@
 
 A sandbox of jinja2 keeps a template from Python's insides, but not from looping for ever or filling the memory. So
 another process does it (`template_worker.py`): it has two pipes, can open nothing, may take 256 MB, and is killed when
-a rendering takes 2 seconds. On Windows, and for memory on macOS, the clock is the only limit.
+a rendering takes 2 seconds: of its processor's time, where the system tells that, so that a busy machine ends nobody.
+Elsewhere than on Linux the clock counts; on Windows, and for memory on macOS, it is the only limit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from nextile.base.errors import NextileError
 
 LIMIT = 2.0  # seconds of one rendering
-_START = 30.0  # seconds until a new process must be ready: a busy machine is no reason to fail
+_PATIENCE = 60.0  # seconds of the clock, where a busy machine keeps a process from its work
 _MOST = 16 * 2**20  # bytes of one rendering
 _MOST_OF_BATCH = 2 * _MOST
 _BATCH = 2**20  # bytes of conversations sent at a time, unless one is longer
@@ -90,7 +91,10 @@ def _rendering(answer: dict[str, Any]) -> Rendering | NextileError:
 
 
 class _Watch:
-    """Kills a process that does nothing for some seconds; a thread, since pipes have no time limit on every system."""
+    """Kills a process that works for some seconds and says nothing, or is not heard of for longer than `_PATIENCE`.
+
+    A thread, since pipes have no time limit on every system.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         self._process, self._seconds = process, seconds
@@ -108,15 +112,33 @@ class _Watch:
         self._thread.join()
 
     def renew(self) -> None:
-        """It did something."""
-        self._until = time.monotonic() + self._seconds
+        """It said something."""
+        self._began, self._worked = time.monotonic(), _processor_time(self._process.pid)
 
     def _run(self) -> None:
-        while (left := self._until - time.monotonic()) > 0:
+        while (left := self._left()) > 0:
             if self._done.wait(left):
                 return
         self.expired = True
         self._process.kill()
+
+    def _left(self) -> float:
+        """The seconds in which nobody need look again; 0 when it had its time."""
+        took = time.monotonic() - self._began
+        if took < self._seconds or self._worked is None:
+            return self._seconds - took
+        worked = _processor_time(self._process.pid)
+        worked = took if worked is None else worked - self._worked
+        return min(self._seconds - worked, _PATIENCE - took)
+
+
+def _processor_time(process: int) -> float | None:
+    """The seconds that a process has computed; None where the system does not tell, or the process is gone."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 class _Worker:
@@ -132,7 +154,7 @@ class _Worker:
             start_new_session=True,  # an interrupt from the keyboard is for us
         )
         try:
-            with _Watch(self._process, _START):
+            with _Watch(self._process, _PATIENCE):
                 self._receive(_MOST)
         except BaseException as error:
             self.end()
