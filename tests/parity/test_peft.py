@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from nextile.base.errors import NextileError
 from nextile.checkpoint import convert
 from nextile.checkpoint.adapters import attach, carriers, save_adapter
+from nextile.checkpoint.pretrained import load
 from nextile.checkpoint.store import load_model
-from nextile.checkpoint.tuned import begin
+from nextile.checkpoint.tuned import begin, save_tuned
 from nextile.checkpoint.weights import load_tensors, save_tensors
 from nextile.models.build import build
 from nextile.models.families import vit
@@ -328,7 +330,7 @@ def test_the_folder_by_hand_is_sound(tmp_path):
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
         ({"use_dora": True}, "'use_dora' is True"),
         ({"bias": "all"}, "bias is 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is ['lm_head']"),
+        ({"modules_to_save": "lm_head"}, "'saved"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"some_later_variant": {"a": 1}}, "'some_later_variant'"),
         ({"\x1b[2Jevil\n": "x" * 10_000}, "\\x1b[2Jevil\\n"),
@@ -361,6 +363,7 @@ def test_a_configuration_that_asks_for_more_or_nonsense_is_refused_in_one_line(s
         ({f"{MODULE}.lora_A.weight": torch.ones(2, 32).int()}, "no matrix"),
         ({f"{MODULE}.lora_embedding_A": torch.ones(2, 32)}, "lora_embedding_A"),
         ({"\x1b]0;evil": torch.ones(2, 32)}, "\\x1b]0;evil"),
+        (both() | {"base_model.model.score.weight": torch.ones(2, 32)}, "score.weight"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_in_one_line(tensors, said, tmp_path):
@@ -396,6 +399,114 @@ def test_a_layer_that_the_familys_files_have_not_as_a_matrix_is_named(tmp_path):
     add_lora(model, Lora(rank=2, targets=("query", "project")))
     with pytest.raises(NextileError, match=r"embed\.project is no matrix of its own"):
         save_adapter(tmp_path, model, "base")
+
+
+# --- heads beside an adapter ----------------------------------------------------------------------------------------
+
+BODIES = {
+    "gpt2": (BASES["gpt2"], ["c_attn"]),
+    "qwen3": (BASES["qwen3"], ["q_proj", "up_proj"]),
+    "bert": (
+        transformers.BertConfig(
+            vocab_size=61, num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=64,
+        ),
+        ["query", "value"],
+    ),
+    "roberta": (
+        transformers.RobertaConfig(
+            vocab_size=61, num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48,
+            max_position_embeddings=66, pad_token_id=1,
+        ),
+        ["query", "value"],
+    ),
+}  # fmt: skip
+
+
+def classifier_there(name, folder):
+    """A classifier into three of transformers' with random numbers, saved."""
+    config = deepcopy(BODIES[name][0])
+    config.num_labels, config.pad_token_id = 3, config.pad_token_id or 1
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.2)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@torch.no_grad()
+def classes_apart(ours, theirs):
+    batch = ids() % 50 + 5  # none of which is padding
+    there = torch.ones_like(batch, dtype=torch.bool)
+    return (ours(batch, there) - theirs(batch, attention_mask=there.long()).logits).abs().max().item()
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_classifiers_adapter_of_peft_is_read_with_its_head(name, tmp_path):
+    base = classifier_there(name, tmp_path / "base")
+    before = deepcopy(base)
+    settings = {"target_modules": BODIES[name][1], "task_type": "SEQ_CLS"}
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=2, **settings)).eval()
+    theirs.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:  # the factors and the head
+                parameter.normal_(0, 0.2)
+    theirs.save_pretrained(tmp_path / "tuned")
+    ours = load(tmp_path / "tuned", device="cpu")
+    assert ours.task == "classify-text"
+    assert classes_apart(ours.model, theirs) <= 1e-5
+    assert classes_apart(ours.model, before) > 1e-3  # control
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_new_head_trained_here_is_peft_s(name, tmp_path):
+    classifier_there(name, tmp_path / "base")
+    ours = load(tmp_path / "base", device="cpu").model
+    heads = tuple(key for key, _ in ours.named_parameters() if key.startswith("head."))
+    begin(ours, Lora(rank=2, targets=("query", "value")), None, heads, seed=3)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.2)
+    save_tuned(tmp_path / "tuned", ours, str(tmp_path / "base"))
+    assert not (tmp_path / "tuned" / "trained.safetensors").exists()
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "tuned").eval()
+    assert classes_apart(ours.eval(), theirs) <= 1e-5
+    again = load(tmp_path / "tuned", device="cpu")
+    assert torch.equal(again.model(ids(), ids() >= 0), ours(ids(), ids() >= 0))
+    theirs.save_pretrained(tmp_path / "again")
+    before, after = numbers(tmp_path / "tuned"), numbers(tmp_path / "again")
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_a_language_model_becomes_a_classifier_by_its_adapter(tmp_path):
+    made("gpt2")[0].save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, pad_token_id=1
+    )
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["c_attn"], task_type="SEQ_CLS")).eval()
+    model.save_pretrained(tmp_path / "tuned")
+    found = load(tmp_path / "tuned", device="cpu")
+    assert found.spec.head.classes == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert classes_apart(found.model, model) <= 1e-5
+
+
+def test_a_head_that_the_base_has_not_or_has_otherwise_is_refused(tmp_path):
+    classifier_there("qwen3", tmp_path / "base")
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    for settings, tensor, said in (
+        ({"modules_to_save": ["lm_head"]}, {"lm_head.weight": torch.ones(61, 32)}, "lm_head.weight"),
+        ({"modules_to_save": ["score"]}, {"score.weight": torch.ones(4, 32)}, "do not make one model"),
+    ):
+        tensors = both() | {f"base_model.model.{key}": value for key, value in tensor.items()}
+        folder_of(folder, {"base_model_name_or_path": str(tmp_path / "base")} | settings, tensors)
+        with pytest.raises(NextileError, match=said):
+            load(folder, device="cpu")
 
 
 # --- every family ---------------------------------------------------------------------------------------------------

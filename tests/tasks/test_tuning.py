@@ -162,7 +162,9 @@ def test_a_new_head_is_trained_and_kept_beside_the_adapter(base, tmp_path):
     rows = [{"text": f"{line}", "label": line.split()[1]} for line in LINES]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = tuned(tmp_path / "data.jsonl", base, tmp_path / "run")
-    assert set(load_file(tmp_path / "run" / "trained.safetensors")) == {"head.weight"}
+    assert "base_model.model.score.weight" in load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
+    assert not (tmp_path / "run" / "trained.safetensors").exists()
     assert model.task == "classify-text"
     again = nextile.load(tmp_path / "run", device="cpu")
     assert again.classify("the owl eats and the cow sleeps") == model.classify("the owl eats and the cow sleeps")

@@ -2,7 +2,8 @@
 
 Shapes: I inputs, O outputs, R rank. A matrix there, B A with A (R, I) and B (O, R), may be several of ours, queries,
 keys and values in one: they share one `down`, and each has its rows of B. Ours that share nothing are written under
-each other, R their sum, with zeros in B where one does not read another's.
+each other, R their sum, with zeros in B where one does not read another's. Modules that were trained in full beside
+the factors (modules_to_save), a classifier's new head above all, stand in the same file under their own names.
 A family that only nextile knows is written under our own names.
 """
 
@@ -12,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown  # short, however long the value is, and without control characters
@@ -43,8 +44,8 @@ IDLE = {
     "revision", "runtime_config",
 }  # fmt: skip
 READ = {
-    "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_dropout", "peft_type", "r", "rank_pattern",
-    "target_modules", "task_type", "use_rslora",
+    "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r",
+    "rank_pattern", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
 SOUND_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base as well
 
@@ -63,6 +64,7 @@ class AdapterConfig(Settings):
     ranks: dict[str, Rank] = {}  # noqa: RUF012 (frozen; a copy for each)
     alphas: dict[str, Alpha] = {}  # noqa: RUF012
     targets: tuple[str, ...] | str | None = None
+    saved: tuple[str, ...] = ()  # modules that were trained in full
 
     def rank_of(self, module: str) -> int:
         """A module's own, or that of all."""
@@ -77,12 +79,26 @@ class AdapterConfig(Settings):
         """Whether the targets have this module; of a regular expression it is not asked."""
         return not isinstance(self.targets, tuple) or not {*_endings(module)}.isdisjoint(self.targets)
 
+    def saves(self, tensor: str) -> bool:
+        """Whether a tensor, by its name in the base, is of a module that was trained in full, or of a part of one."""
+        parts = tensor.split(".")
+        modules = (".".join(parts[:count]) for count in range(1, len(parts)))
+        return any(not {*_endings(module)}.isdisjoint(self.saved) for module in modules)
+
 
 class Factors(NamedTuple):
     """A module's two."""
 
     down: Tensor  # A: (R, I)
     up: Tensor  # B: (O, R)
+
+
+class AdapterFiles(NamedTuple):
+    """What a folder holds."""
+
+    config: AdapterConfig
+    factors: dict[str, Factors]  # by the module's name in the base
+    whole: dict[str, Tensor]  # trained in full, by the tensor's name in the base
 
 
 def _name(name: str) -> str:
@@ -132,14 +148,23 @@ def carriers(model: AnyModel, family: str | None) -> dict[str, Carrier]:
     layers = adaptable(model)
     if family is None:
         return {path: Carrier(same(f"{path}.weight", f"{path}.weight"), (path,), turned=False) for path in layers}
-    known = family_named({"model_type": family}, model.spec)
     found = {}
-    for rule in known.key_map(model.spec):
+    for rule in _rules(model.spec, family):
         carrier = _carrier(rule, layers)
         if carrier is not None:
-            names = [rule.theirs[0], *(name for name, original in known.BESIDE.items() if original == rule.theirs[0])]
+            names = [rule.theirs[0], *_beside(model.spec, family, rule.theirs[0])]
             found |= {name.removesuffix(".weight"): carrier for name in names}
     return found
+
+
+def _rules(spec: AnySpec, family: str) -> Sequence[Rule]:
+    return family_named({"model_type": family}, spec).key_map(spec)
+
+
+def _beside(spec: AnySpec, family: str, name: str) -> list[str]:
+    """The other names of a tensor in memory."""
+    beside = family_named({"model_type": family}, spec).BESIDE
+    return [other for other, original in beside.items() if original == name]
 
 
 def fused(model: AnyModel) -> list[tuple[str, ...]]:
@@ -173,8 +198,8 @@ def _modules(model: AnyModel, family: str | None) -> set[str]:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Factors]]:
-    """What a folder of PEFT's says, and its factors by the module's name in the base.
+def read_adapter(folder: str | Path) -> AdapterFiles:
+    """What a folder of PEFT's holds.
 
     Errors: NextileError for what is damaged or does not fit together, and for what nextile cannot compute, by its name.
     """
@@ -184,7 +209,10 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Factors]]
     config = _config(read_json(inside(folder, CONFIG)), folder / CONFIG)
     if not (folder / TENSORS).exists():
         raise NextileError(f"'{folder}' has no {TENSORS}: save the adapter again with safe_serialization=True")
-    factors = _factors(load_tensors(inside(folder, TENSORS)), folder / TENSORS)
+    tensors = {**load_tensors(inside(folder, TENSORS))}
+    full = [name for name in tensors if config.saves(name.removeprefix(BEFORE)) and not KEY.fullmatch(name)]
+    whole = {name.removeprefix(BEFORE): tensors.pop(name) for name in full}
+    factors = _factors(tensors, folder / TENSORS)
     for module, (down, _) in factors.items():
         if down.shape[0] != config.rank_of(module):
             raise NextileError(
@@ -195,12 +223,12 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Factors]]
             raise NextileError(
                 f"'{folder}' has {_name(module)}, which target_modules in {CONFIG} leave out: get a sound copy of it"
             )
-    return config, factors
+    return AdapterFiles(config, factors, whole)
 
 
 def _config(found: Mapping[str, Any], path: Path) -> AdapterConfig:
     _refuse_variants(found, path)
-    targets = found.get("target_modules")
+    targets, saved = found.get("target_modules"), found.get("modules_to_save") or ()
     try:
         return AdapterConfig(
             base=found.get("base_model_name_or_path"),
@@ -212,6 +240,7 @@ def _config(found: Mapping[str, Any], path: Path) -> AdapterConfig:
             ranks=_patterns(found.get("rank_pattern") or {}, path),
             alphas=_patterns(found.get("alpha_pattern") or {}, path),
             targets=tuple(targets) if isinstance(targets, list) else targets,
+            saved=tuple(saved) if isinstance(saved, list) else saved,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -273,9 +302,23 @@ def attach(model: AnyModel, folder: str | Path, name: str = DEFAULT, family: str
 
     family: whose names the folder uses; None: those of the family that the model's spec belongs to. Numbers are taken
     in float32, or in float64. Layers that lie in one matrix there share one `down`, and are trained as there.
-    Errors: NextileError, before anything is changed, as `read_adapter`, and for an adapter of another model.
+    Errors: NextileError, before anything is changed, as `read_adapter`, for an adapter of another model, and for one
+    with modules that were trained in full, which are no adapter: with its base it is a model of its own (`tuned.join`).
     """
-    config, factors = read_adapter(folder)
+    files = read_adapter(folder)
+    if files.whole:
+        raise NextileError(
+            f"'{folder}' has {_name(next(iter(files.whole)))}, which was trained in full: load the folder as a model"
+        )
+    attach_factors(model, files, folder, name, family)
+    return files.config
+
+
+def attach_factors(
+    model: AnyModel, files: AdapterFiles, folder: str | Path, name: str = DEFAULT, family: str | None = None
+) -> None:
+    """`attach` of what was read from a folder, without what was trained in full."""
+    config, factors, _ = files
     known = carriers(model, family or family_of(model.spec))
     unknown = sorted(factors.keys() - known.keys())
     if unknown:
@@ -288,7 +331,26 @@ def attach(model: AnyModel, folder: str | Path, name: str = DEFAULT, family: str
         _check_sizes(module, pair, [layers[path] for path in known[module].layers], folder)
         adapters |= _adapters(known[module], pair, config.alpha_of(module), config.dropout)
     put_adapters(model, adapters, name)
-    return config
+
+
+def in_full(spec: AnySpec, files: AdapterFiles, folder: str | Path, family: str | None = None) -> dict[str, Tensor]:
+    """What a folder has that was trained in full, by our names, for a model of this spec.
+
+    Errors: NextileError for a tensor that such a model has not, or has not by itself.
+    """
+    family, left, found = family or family_of(spec), dict(files.whole), {}
+    rules = [same(name, name) for name in left] if family is None else _rules(spec, family)
+    for rule in rules:
+        if left.keys() >= set(rule.theirs):
+            try:
+                ours = rule.read([left.pop(name) for name in rule.theirs])
+            except RuntimeError as error:
+                raise NextileError(f"'{folder}' has {_name(rule.theirs[0])} in another shape than its base") from error
+            found |= zip(rule.ours, ours, strict=True)
+    if left:
+        base = f": give it its own, {shown(files.config.base)}" if files.config.base else ""
+        raise NextileError(f"'{folder}' has {_name(next(iter(left)))} in full, which its base has not{base}")
+    return found
 
 
 def _check_sizes(module: str, pair: Factors, layers: Sequence[Layer], folder: str | Path) -> None:
@@ -320,11 +382,13 @@ def _adapters(carrier: Carrier, pair: Factors, alpha: float, dropout: float) -> 
 
 
 def save_adapter(
-    folder: str | Path, model: AnyModel, base: str, name: str = DEFAULT, family: str | None = None
-) -> None:
+    folder: str | Path, model: AnyModel, base: str, name: str = DEFAULT, family: str | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write one adapter as PEFT's folder, the tensors last; each file whole or not at all.
 
-    base: the name or folder of the model that it belongs to. family: as in `attach`.
+    base: the name or folder of the model that it belongs to. family: as in `attach`. whole: what was trained in full
+    beside it, by our names, of what `saved_in_full` gives.
     Errors: UsageError for a name that there is not; NextileError for a layer that the family's checkpoint has not as a
     matrix, and when the disk is full.
     """
@@ -337,8 +401,10 @@ def save_adapter(
         raise NextileError(f"{lost[0]} is no matrix of its own in {family}'s files: leave it out of the targets")
     joined = {module: _joined(carrier, adapters, adaptable(model)) for module, carrier in mine.items()}
     document = _document(joined, next(iter(adapters.values())).dropout.share, _targets(mine, _modules(model, family)))
+    in_file = _in_full_there(model.spec, family, whole or {})
     document |= {
         "base_model_name_or_path": base,
+        "modules_to_save": _modules_of(in_file, _every(model.spec, family)) or None,
         "fan_in_fan_out": any(carrier.turned for carrier in mine.values()),
         "task_type": _task(model.spec),
     }
@@ -347,7 +413,47 @@ def save_adapter(
     tensors = {
         f"{BEFORE}{module}.lora_{side}.weight": of(one) for module, one in joined.items() for side, of in sides.items()
     }
+    tensors |= {f"{BEFORE}{name}": tensor for name, tensor in in_file.items()}
     save_tensors(folder / TENSORS, tensors)
+
+
+def saved_in_full(model: AnyModel, whole: Mapping[str, Tensor], family: str | None = None) -> dict[str, Tensor]:
+    """Of tensors by our names those that are whole tensors of the family's files: they can stand beside an adapter."""
+    family = family or family_of(model.spec)
+    return {name: tensor for rule in _own_rules(model.spec, family, whole) for name, tensor in _of(rule, whole)}
+
+
+def _own_rules(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor]) -> list[Rule]:
+    rules = [] if family is None else _rules(spec, family)
+    return [rule for rule in rules if whole.keys() >= set(rule.ours)]
+
+
+def _of(rule: Rule, whole: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(name, whole[name]) for name in rule.ours]
+
+
+def _in_full_there(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names of the family's files."""
+    found = {}
+    for rule in _own_rules(spec, family, whole):
+        written = rule.write([tensor.detach() for _, tensor in _of(rule, whole)])
+        found |= zip(rule.theirs, written, strict=True)
+    return found
+
+
+def _every(spec: AnySpec, family: str | None) -> list[str]:
+    """The names of all tensors of a family's files."""
+    return [] if family is None else [name for rule in _rules(spec, family) for name in rule.theirs]
+
+
+def _modules_of(tensors: Collection[str], every: Sequence[str]) -> list[str]:
+    """The fewest modules that hold these tensors and none of the others."""
+    others, found = set(every) - set(tensors), set()
+    for name in tensors:
+        parts = name.split(".")
+        modules = (".".join(parts[:count]) for count in range(1, len(parts)))
+        found.add(next(module for module in modules if not any(other.startswith(f"{module}.") for other in others)))
+    return sorted(found)
 
 
 class Joined(NamedTuple):
@@ -411,4 +517,6 @@ def _task(spec: AnySpec) -> str | None:
     """PEFT's word for it."""
     if isinstance(spec, specs.EncoderDecoder):
         return "SEQ_2_SEQ_LM"
+    if isinstance(spec, specs.TextClassifier):
+        return "SEQ_CLS"
     return "CAUSAL_LM" if isinstance(spec, specs.Transformer) and spec.stack.causal else None

@@ -120,7 +120,7 @@ def load(
 
 def _load_tuned(folder: Path, device: str | None, dtype: str | torch.dtype | None) -> Pretrained:
     """A folder of an adapter, beside the base that it names. Errors: NextileError where that is not to be found."""
-    name = read_adapter(folder)[0].base
+    name = read_adapter(folder).config.base
     if not name:
         raise NextileError(f"'{folder / CONFIG}' names no base: write base_model_name_or_path into it")
     if (locate(name) / CONFIG).exists():

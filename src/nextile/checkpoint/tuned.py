@@ -1,8 +1,8 @@
 """A folder of what was trained beside a base that stays where it is, and how both become one model.
 
-adapter_config.json  adapter_model.safetensors   PEFT's, the adapter
+adapter_config.json  adapter_model.safetensors   PEFT's, the adapter, and what was trained in full: a new head
 config.json                                      the whole model's, and what its base was packed as
-trained.safetensors                              what was trained in full, if anything was: a new head
+trained.safetensors                              what was trained in full and has no name in the family's files
 """
 
 from __future__ import annotations
@@ -14,18 +14,29 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextile.base.errors import NextileError
 from nextile.base.files import inside
-from nextile.checkpoint.adapters import attach, fused, save_adapter
+from nextile.checkpoint.adapters import (
+    AdapterFiles,
+    attach_factors,
+    fused,
+    in_full,
+    read_adapter,
+    save_adapter,
+    saved_in_full,
+)
 from nextile.checkpoint.store import load_spec
 from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
-from nextile.models.build import AnyModel, skeleton
+from nextile.models.build import AnyModel, AnySpec, skeleton
+from nextile.models.families.table import as_classifier
+from nextile.nn import specs
 from nextile.nn.lora import Lora, add_lora, lora_parts, merge
 from nextile.nn.quantize import Int4, Int8, Quantization, quantize
 
 TRAINED, PACKED = "trained.safetensors", "nextile_base"
+SCORES = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of classes, in PEFT's files
 
 
 def unlike(model: AnyModel, base: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -65,9 +76,11 @@ def save_tuned(folder: str | Path, model: AnyModel, base: str) -> None:
     """Write the adapter, and what else is trained; each file whole or not at all."""
     adapted = {id(parameter) for part in lora_parts(model).values() for parameter in part.adapters.parameters()}
     whole = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapted}
-    if whole:
-        save_tensors(Path(folder) / TRAINED, whole)
-    save_adapter(folder, model, base)
+    beside = saved_in_full(model, whole)
+    own = {name: tensor for name, tensor in whole.items() if name not in beside}
+    if own:
+        save_tensors(Path(folder) / TRAINED, own)
+    save_adapter(folder, model, base, whole=beside)
 
 
 def packed_as(folder: Path) -> Int8 | Int4 | None:
@@ -87,8 +100,10 @@ def join(folder: Path, base: AnyModel) -> AnyModel:
     Errors: NextileError for files that are damaged or of another base.
     """
     plain(base)
-    spec = load_spec(folder)[0] if (folder / "config.json").exists() else base.spec
-    whole = load_tensors(inside(folder, TRAINED)) if (folder / TRAINED).exists() else {}
+    files = read_adapter(folder)
+    spec = load_spec(folder)[0] if (folder / "config.json").exists() else _asked(files, base.spec, folder)
+    whole = {**load_tensors(inside(folder, TRAINED))} if (folder / TRAINED).exists() else {}
+    whole |= in_full(spec, files, folder)
     model = base
     if whole or spec != base.spec:
         model = skeleton(spec)
@@ -96,13 +111,28 @@ def join(folder: Path, base: AnyModel) -> AnyModel:
     packed = packed_as(folder)
     if packed is not None:
         quantize(model, packed)
-    attach(model, folder)
+    attach_factors(model, files, folder)
     return model
 
 
-def _together(model: nn.Module, base: nn.Module, whole: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _asked(files: AdapterFiles, spec: AnySpec, folder: Path) -> AnySpec:
+    """What a base becomes by a folder without a configuration of its own: a classifier, where that was trained.
+
+    Errors: NextileError for a base of which no family makes a classifier.
+    """
+    if files.config.task != "SEQ_CLS" or isinstance(spec, specs.TextClassifier):
+        return spec
+    scores = [tensor for name, tensor in files.whole.items() if name.endswith(SCORES) and tensor.dim() == 2]
+    if len(scores) != 1:
+        raise NextileError(f"'{folder}' is a classifier's adapter, and has no scores of classes: save it with its head")
+    return as_classifier(spec, len(scores[0]))
+
+
+def _together(model: AnyModel, base: AnyModel, whole: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """A model's numbers: those that were trained in full, and the others from its base."""
     mine = {name: parameter.detach() for name, parameter in base.named_parameters()}
+    if type(model.spec) is not type(base.spec):  # another head, with other numbers under the same names
+        mine = {name: tensor for name, tensor in mine.items() if not name.startswith("head.")}
     dtype = next(iter(mine.values())).dtype
     mine |= {name: tensor.to(dtype) for name, tensor in whole.items()}
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}

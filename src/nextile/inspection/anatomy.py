@@ -68,11 +68,12 @@ def _one_or_several(numbers: Iterable[float]) -> Any:
 
 def _base(folder: Path | None) -> dict[str, str | None]:
     """What the adapter lies beside, where its folder says it."""
-    return {"base": read_adapter(folder)[0].base} if folder and (folder / CONFIG).exists() else {}
+    return {"base": read_adapter(folder).config.base} if folder and (folder / CONFIG).exists() else {}
 
 
 def _in_full(folder: Path | None) -> int:
     """How many numbers beside the adapter were trained, such as those of a new head."""
-    if folder is None or not (folder / TRAINED).exists():
+    if folder is None or not (folder / CONFIG).exists():
         return 0
-    return sum(tensor.numel() for tensor in load_tensors(inside(folder, TRAINED)).values())
+    own = load_tensors(inside(folder, TRAINED)) if (folder / TRAINED).exists() else {}
+    return sum(tensor.numel() for tensor in (*own.values(), *read_adapter(folder).whole.values()))

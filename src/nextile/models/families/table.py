@@ -53,6 +53,19 @@ def family_of(spec: AnySpec) -> str | None:
     return next((name for name, family in known.items() if _says_it_all(family, spec)), None)
 
 
+def as_classifier(spec: AnySpec, count: int) -> specs.TextClassifier:
+    """A classifier of texts into so many classes, named as transformers names them, on the body of a model.
+
+    Errors: NextileError for a model of which no family has a classifier.
+    """
+    name = family_of(spec)
+    if name is None or name not in CLASSIFIERS:
+        raise NextileError(f"there is no classifier of texts of the family {name or 'nextile'}")
+    names = {str(number): f"LABEL_{number}" for number in range(count)}
+    classifier: Any = CLASSIFIERS[name]
+    return classifier.from_config(FAMILIES[name].to_config(spec) | {"id2label": names})
+
+
 def _says_it_all(family: Any, spec: AnySpec) -> bool:
     try:
         return family.from_config(family.to_config(spec)) == spec
