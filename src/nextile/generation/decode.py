@@ -22,7 +22,7 @@ from nextile.generation.sample import Sampling, next_token, point, random_stream
 from nextile.generation.step import SMALL, Inputs, Told, compile_beside, compiled_step, is_compiled
 from nextile.models.encoder_decoder import EncoderDecoder
 from nextile.nn.cache import Cache, Memory, StaticCache
-from nextile.nn.linear import Packed
+from nextile.nn.linear import FEW, Packed
 
 Reason = Literal["end", "stop", "length"]
 
@@ -128,7 +128,7 @@ class EagerReader:
         return following(self.model, ids.to(self.device), self.cache, counts.to(self.device))
 
     def read(self, tokens: list[int]) -> Tensor:
-        if len(tokens) > 1 and self._packed is None:
+        if 1 < len(tokens) <= FEW and self._packed is None:
             self._packed = Packed(cast(nn.Module, self.model))
         ids = torch.tensor(tokens, device=self.device).view(len(self.cache.lengths), -1)  # (B, texts on a row)
         logits = self.model.head(self.model.features(ids, cache=self.cache)).flatten(0, 1)
