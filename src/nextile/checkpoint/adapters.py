@@ -149,7 +149,7 @@ def carriers(model: AnyModel, family: str | None) -> dict[str, Carrier]:
     if family is None:
         return {path: Carrier(same(f"{path}.weight", f"{path}.weight"), (path,), turned=False) for path in layers}
     found = {}
-    for rule in _rules(model.spec, family):
+    for rule in rules_of(model.spec, family):
         carrier = _carrier(rule, layers)
         if carrier is not None:
             names = [rule.theirs[0], *_beside(model.spec, family, rule.theirs[0])]
@@ -157,7 +157,8 @@ def carriers(model: AnyModel, family: str | None) -> dict[str, Carrier]:
     return found
 
 
-def _rules(spec: AnySpec, family: str) -> Sequence[Rule]:
+def rules_of(spec: AnySpec, family: str) -> Sequence[Rule]:
+    """The key map of a family for a model of this spec."""
     return family_named({"model_type": family}, spec).key_map(spec)
 
 
@@ -339,7 +340,7 @@ def in_full(spec: AnySpec, files: AdapterFiles, folder: str | Path, family: str 
     Errors: NextileError for a tensor that such a model has not, or has not by itself.
     """
     family, left, found = family or family_of(spec), dict(files.whole), {}
-    rules = [same(name, name) for name in left] if family is None else _rules(spec, family)
+    rules = [same(name, name) for name in left] if family is None else rules_of(spec, family)
     for rule in rules:
         if left.keys() >= set(rule.theirs):
             try:
@@ -424,7 +425,7 @@ def saved_in_full(model: AnyModel, whole: Mapping[str, Tensor], family: str | No
 
 
 def _own_rules(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor]) -> list[Rule]:
-    rules = [] if family is None else _rules(spec, family)
+    rules = [] if family is None else rules_of(spec, family)
     return [rule for rule in rules if whole.keys() >= set(rule.ours)]
 
 
@@ -443,7 +444,7 @@ def _in_full_there(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor
 
 def _every(spec: AnySpec, family: str | None) -> list[str]:
     """The names of all tensors of a family's files."""
-    return [] if family is None else [name for rule in _rules(spec, family) for name in rule.theirs]
+    return [] if family is None else [name for rule in rules_of(spec, family) for name in rule.theirs]
 
 
 def _modules_of(tensors: Collection[str], every: Sequence[str]) -> list[str]:

@@ -126,7 +126,7 @@ def _load_tuned(folder: Path, device: str | None, dtype: str | torch.dtype | Non
     if (locate(name) / CONFIG).exists():
         raise NextileError(f"the base of '{folder}' is an adapter itself, '{name}': nextile convert makes one of both")
     base = load(name, device="cpu", dtype=dtype)
-    model = join(folder, base.model).to(choose_device(device)).eval()
+    model = join(folder, base.model, locate(name)).to(choose_device(device)).eval()
     own = has_text(folder) or (folder / FILE).exists()
     family = base.family if model.spec == base.spec else family_of(model.spec) or OURS
     return Pretrained(model, load_processor(folder) if own else base.processor, model.spec, family, folder)

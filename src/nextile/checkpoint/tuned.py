@@ -24,13 +24,14 @@ from nextile.checkpoint.adapters import (
     fused,
     in_full,
     read_adapter,
+    rules_of,
     save_adapter,
     saved_in_full,
 )
 from nextile.checkpoint.store import load_spec
-from nextile.checkpoint.weights import load_tensors, read_json, save_tensors
+from nextile.checkpoint.weights import INDEX, WHOLE, load_folder, load_tensors, read_json, save_tensors
 from nextile.models.build import AnyModel, AnySpec, skeleton
-from nextile.models.families.table import as_classifier
+from nextile.models.families.table import as_classifier, family_of
 from nextile.nn import specs
 from nextile.nn.lora import Lora, add_lora, lora_parts, merge
 from nextile.nn.quantize import Int4, Int8, Quantization, quantize
@@ -94,9 +95,10 @@ def packed_as(folder: Path) -> Int8 | Int4 | None:
         raise NextileError(f"'{folder / 'config.json'}' has an unknown {PACKED}: get a sound copy of it") from error
 
 
-def join(folder: Path, base: AnyModel) -> AnyModel:
+def join(folder: Path, base: AnyModel, home: Path | None = None) -> AnyModel:
     """The model that a folder and its base make; the base, which may be changed, has given its numbers to it.
 
+    home: the base's folder, for what its files have and the base as it was loaded has not.
     Errors: NextileError for files that are damaged or of another base.
     """
     plain(base)
@@ -104,6 +106,8 @@ def join(folder: Path, base: AnyModel) -> AnyModel:
     spec = load_spec(folder)[0] if (folder / "config.json").exists() else _asked(files, base.spec, folder)
     whole = {**load_tensors(inside(folder, TRAINED))} if (folder / TRAINED).exists() else {}
     whole |= in_full(spec, files, folder)
+    if home is not None and type(spec) is not type(base.spec):
+        whole = _spare(spec, home) | whole
     model = base
     if whole or spec != base.spec:
         model = skeleton(spec)
@@ -126,6 +130,18 @@ def _asked(files: AdapterFiles, spec: AnySpec, folder: Path) -> AnySpec:
     if len(scores) != 1:
         raise NextileError(f"'{folder}' is a classifier's adapter, and has no scores of classes: save it with its head")
     return as_classifier(spec, len(scores[0]))
+
+
+def _spare(spec: AnySpec, home: Path) -> dict[str, Tensor]:
+    """Of a base's files what a head is made of: BERT's pooler, for which a masked model has no use."""
+    family = family_of(spec)
+    if family is None or not any((home / name).exists() for name in (WHOLE, INDEX)):
+        return {}
+    tensors, found = load_folder(home), {}
+    for rule in rules_of(spec, family):
+        if tensors.keys() >= set(rule.theirs) and all(name.startswith("head.") for name in rule.ours):
+            found |= zip(rule.ours, rule.read([tensors[name] for name in rule.theirs]), strict=True)
+    return found
 
 
 def _together(model: AnyModel, base: AnyModel, whole: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
