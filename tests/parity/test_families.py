@@ -13,7 +13,19 @@ from nextile.generation.decode import decode
 from nextile.generation.sample import Sampling
 from nextile.models import count
 from nextile.models.build import build
-from nextile.models.families import gemma2, gemma3, gpt2, llama, mistral, mixtral, neox, olmo2, qwen2, qwen3
+from nextile.models.families import (
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    neox,
+    olmo2,
+    qwen2,
+    qwen3,
+    starcoder2,
+)
 from nextile.models.families.table import FAMILIES, family_of
 
 SAME = {
@@ -110,6 +122,16 @@ CONFIGS = {
             attention_bias=False,
             tie_word_embeddings=True,
         ),
+    ),
+    "starcoder2": (
+        starcoder2,
+        transformers.Starcoder2ForCausalLM,
+        transformers.Starcoder2Config(**GROUPED, sliding_window=9, tie_word_embeddings=True),
+    ),
+    "starcoder2, without biases, untied": (
+        starcoder2,
+        transformers.Starcoder2ForCausalLM,
+        transformers.Starcoder2Config(**GROUPED, use_bias=False, tie_word_embeddings=False),
     ),
     "olmo2": (olmo2, transformers.Olmo2ForCausalLM, transformers.Olmo2Config(**GROUPED, eos_token_id=0)),
     "gemma2": (

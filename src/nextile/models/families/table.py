@@ -29,6 +29,7 @@ from nextile.models.families import (
     qwen2,
     qwen3,
     roberta,
+    starcoder2,
     t5,
     vit,
 )
@@ -41,8 +42,8 @@ Family = ModuleType | Classifier
 FAMILIES: dict[str, ModuleType] = {
     family.MODEL_TYPE: family
     for family in (
-        qwen3, gpt2, llama, mistral, qwen2, neox, olmo2, gemma2, gemma3, mixtral, marian, bart, t5, bert, roberta, vit,
-        deit, imagegpt,
+        qwen3, gpt2, llama, mistral, qwen2, neox, olmo2, gemma2, gemma3, mixtral, starcoder2, marian, bart, t5, bert,
+        roberta, vit, deit, imagegpt,
     )
 }  # fmt: skip
 
