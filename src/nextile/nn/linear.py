@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from nextile.base.device import memory_available
 
-FEW = 32  # rows: of more, `F.linear` is as quick as oneDNN, which lays a matrix out anew, and packing is not worth it
+FEW = 32  # rows: of more, a product takes so long that laying its matrix out anew hardly counts
 TOGETHER = 4  # rows of codes that are read side by side: each number of x is then fetched once for all of them
 
 
@@ -55,17 +55,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], -1)
     if _is_plain(x, weight) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        read = _as_packed(weight)
-        if read is not weight or x.numel() <= FEW * x.shape[-1]:
-            return torch.ops.mkldnn._linear_pointwise(x, read, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, _as_packed(weight), bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
     """Whether several rows meet a matrix in float32 on CPU and nobody asks for gradients or a graph.
 
-    oneDNN then takes 50 to 75 % of the time of the library that `F.linear` calls, where the rows are few or the weight
-    is packed, and a row's numbers do not depend on the rows beside it.
+    oneDNN then takes 50 to 75 % of the time of the library that `F.linear` calls, where the rows are few, and a row's
+    numbers do not depend on the rows beside it, however many they are.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.numel() <= x.shape[-1]:
         return False
