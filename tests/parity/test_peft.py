@@ -513,6 +513,20 @@ def test_berts_pooler_comes_from_the_files_of_a_base_that_fills_gaps(pooled, tmp
     assert classes_apart(found.model, model) <= 1e-5
 
 
+def test_what_is_no_module_by_itself_in_the_familys_files_stands_in_a_file_of_ours(tmp_path):
+    model = build(FAMILIES["bert"].spec(**SIZES))
+    begin(model, Lora(rank=2, targets=("query",)), None, ("embed.token.weight", "head.bias"), seed=0)
+    save_tuned(tmp_path, model, "base")  # cls.predictions has more than the bias
+    assert set(load_tensors(tmp_path / "trained.safetensors")) == {"head.bias"}
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["modules_to_save"] == ["bert.embeddings.word_embeddings"]
+
+
+def test_an_adapter_with_a_head_is_no_adapter_beside_others(tmp_path):
+    tensors = both() | {"base_model.model.score.weight": torch.ones(2, 32)}
+    refused(folder_of(tmp_path, {"modules_to_save": ["score"]}, tensors), "score.weight", "load the folder as a model")
+
+
 def test_a_head_that_the_base_has_not_or_has_otherwise_is_refused(tmp_path):
     classifier_there("qwen3", tmp_path / "base")
     folder = tmp_path / "tuned"

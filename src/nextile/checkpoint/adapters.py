@@ -384,12 +384,12 @@ def _adapters(carrier: Carrier, pair: Factors, alpha: float, dropout: float) -> 
 
 def save_adapter(
     folder: str | Path, model: AnyModel, base: str, name: str = DEFAULT, family: str | None = None,
-    whole: Mapping[str, Tensor] | None = None,
+    saved: Saved | None = None,
 ) -> None:  # fmt: skip
     """Write one adapter as PEFT's folder, the tensors last; each file whole or not at all.
 
-    base: the name or folder of the model that it belongs to. family: as in `attach`. whole: what was trained in full
-    beside it, by our names, of what `saved_in_full` gives.
+    base: the name or folder of the model that it belongs to. family: as in `attach`. saved: what was trained in full
+    beside it.
     Errors: UsageError for a name that there is not; NextileError for a layer that the family's checkpoint has not as a
     matrix, and when the disk is full.
     """
@@ -402,10 +402,9 @@ def save_adapter(
         raise NextileError(f"{lost[0]} is no matrix of its own in {family}'s files: leave it out of the targets")
     joined = {module: _joined(carrier, adapters, adaptable(model)) for module, carrier in mine.items()}
     document = _document(joined, next(iter(adapters.values())).dropout.share, _targets(mine, _modules(model, family)))
-    in_file = _in_full_there(model.spec, family, whole or {})
     document |= {
         "base_model_name_or_path": base,
-        "modules_to_save": _modules_of(in_file, _every(model.spec, family)) or None,
+        "modules_to_save": saved.modules if saved and saved.modules else None,
         "fan_in_fan_out": any(carrier.turned for carrier in mine.values()),
         "task_type": _task(model.spec),
     }
@@ -414,47 +413,39 @@ def save_adapter(
     tensors = {
         f"{BEFORE}{module}.lora_{side}.weight": of(one) for module, one in joined.items() for side, of in sides.items()
     }
-    tensors |= {f"{BEFORE}{name}": tensor for name, tensor in in_file.items()}
+    tensors |= {f"{BEFORE}{name}": tensor for name, tensor in (saved.tensors if saved else {}).items()}
     save_tensors(folder / TENSORS, tensors)
 
 
-def saved_in_full(model: AnyModel, whole: Mapping[str, Tensor], family: str | None = None) -> dict[str, Tensor]:
-    """Of tensors by our names those that are whole tensors of the family's files: they can stand beside an adapter."""
+class Saved(NamedTuple):
+    """What was trained in full, as it stands beside an adapter."""
+
+    modules: list[str]  # of the base
+    tensors: dict[str, Tensor]  # by their names there
+    ours: frozenset[str]  # the same by our names
+
+
+def saved_in_full(model: AnyModel, whole: Mapping[str, Tensor], family: str | None = None) -> Saved:
+    """Of tensors by our names those that make whole modules in the files of a model's family."""
     family = family or family_of(model.spec)
-    return {name: tensor for rule in _own_rules(model.spec, family, whole) for name, tensor in _of(rule, whole)}
+    rules = [] if family is None else rules_of(model.spec, family)
+    mine = [rule for rule in rules if whole.keys() >= set(rule.ours)]
+    others = {name for rule in rules if rule not in mine for name in rule.theirs}
+    modules, tensors, ours = set[str](), dict[str, Tensor](), set[str]()
+    for rule in mine:
+        around = [_module_without(others, name) for name in rule.theirs]
+        if None not in around:
+            modules |= {name for name in around if name is not None}
+            tensors |= zip(rule.theirs, rule.write([whole[name].detach() for name in rule.ours]), strict=True)
+            ours |= set(rule.ours)
+    return Saved(sorted(modules), tensors, frozenset(ours))
 
 
-def _own_rules(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor]) -> list[Rule]:
-    rules = [] if family is None else rules_of(spec, family)
-    return [rule for rule in rules if whole.keys() >= set(rule.ours)]
-
-
-def _of(rule: Rule, whole: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    return [(name, whole[name]) for name in rule.ours]
-
-
-def _in_full_there(spec: AnySpec, family: str | None, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same under the names of the family's files."""
-    found = {}
-    for rule in _own_rules(spec, family, whole):
-        written = rule.write([tensor.detach() for _, tensor in _of(rule, whole)])
-        found |= zip(rule.theirs, written, strict=True)
-    return found
-
-
-def _every(spec: AnySpec, family: str | None) -> list[str]:
-    """The names of all tensors of a family's files."""
-    return [] if family is None else [name for rule in rules_of(spec, family) for name in rule.theirs]
-
-
-def _modules_of(tensors: Collection[str], every: Sequence[str]) -> list[str]:
-    """The fewest modules that hold these tensors and none of the others."""
-    others, found = set(every) - set(tensors), set()
-    for name in tensors:
-        parts = name.split(".")
-        modules = (".".join(parts[:count]) for count in range(1, len(parts)))
-        found.add(next(module for module in modules if not any(other.startswith(f"{module}.") for other in others)))
-    return sorted(found)
+def _module_without(others: Collection[str], name: str) -> str | None:
+    """The outermost module around a tensor that holds none of the others; None where the innermost does."""
+    parts = name.split(".")
+    modules = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((each for each in modules if not any(other.startswith(f"{each}.") for other in others)), None)
 
 
 class Joined(NamedTuple):

@@ -77,11 +77,11 @@ def save_tuned(folder: str | Path, model: AnyModel, base: str) -> None:
     """Write the adapter, and what else is trained; each file whole or not at all."""
     adapted = {id(parameter) for part in lora_parts(model).values() for parameter in part.adapters.parameters()}
     whole = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in adapted}
-    beside = saved_in_full(model, whole)
-    own = {name: tensor for name, tensor in whole.items() if name not in beside}
+    saved = saved_in_full(model, whole)
+    own = {name: tensor for name, tensor in whole.items() if name not in saved.ours}
     if own:
         save_tensors(Path(folder) / TRAINED, own)
-    save_adapter(folder, model, base, whole=beside)
+    save_adapter(folder, model, base, saved=saved)
 
 
 def packed_as(folder: Path) -> Int8 | Int4 | None:
