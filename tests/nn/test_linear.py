@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nextile.nn.linear import Linear, Packed, linear
+from nextile.generation.decode import EagerReader
+from nextile.models.build import build
+from nextile.models.families import gpt2
+from nextile.nn.linear import FEW, Linear, Packed, linear
 from nextile.nn.linear import _pack_of as pack_of
 
 SHAPES = {
@@ -129,3 +132,13 @@ def test_gradients_do_not_go_by_a_pack():
     model.inner(x).sum().backward()
     torch.testing.assert_close(model.inner.weight.grad, x.sum(0).expand(96, -1))
     del held
+
+
+@pytest.mark.parametrize(("rows", "packs"), [(1, False), (2, True), (FEW, True), (FEW + 1, False)])
+@torch.no_grad()
+def test_a_reader_packs_where_its_rows_are_few(rows, packs):
+    model = build(gpt2.spec(vocab=40, context=8, width=32, depth=1, heads=2)).eval()
+    reader = EagerReader(model, 4)
+    reader.start([[1]] * rows)
+    reader.read([2] * rows)
+    assert any(is_packed(parameter) for parameter in model.parameters()) is packs
