@@ -132,6 +132,12 @@ def measure(steps: Iterator[torch.Tensor], seconds: float) -> float:
     return done / (time.perf_counter() - began)
 
 
+def three(text: str) -> tuple[int, int, int]:
+    """ "6x6x384" -> (6, 6, 384). Errors: ValueError, which argparse tells."""
+    depth, heads, width = map(int, text.split("x"))
+    return depth, heads, width
+
+
 def on_cpu(shape: Shape, nanogpt: Path | None) -> dict[str, Contender]:
     """Who is compared there: the usual way of each, and the fastest."""
     found: dict[str, Contender] = {
@@ -167,7 +173,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--shape", default="6x6x384", help="layers x heads x width")
+    parser.add_argument("--shape", type=three, default="6x6x384", help="layers x heads x width")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=65)
@@ -178,7 +184,7 @@ def main() -> None:
         device = choose_device(asked.device)
     except UsageError as error:
         parser.error(str(error))
-    depth, heads, width = map(int, asked.shape.split("x"))
+    depth, heads, width = asked.shape
     shape = Shape(depth, heads, width, asked.context, asked.batch, asked.vocab, device)
     contenders = on_cpu(shape, asked.nanogpt) if shape.device.type == "cpu" else on_gpu(shape, asked.nanogpt)
     ready, cold = {}, {}
