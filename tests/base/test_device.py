@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,35 @@ def test_threads_are_set_and_cut_to_the_quota(threads, monkeypatch):
     assert device.set_threads(None) == 2
     with pytest.raises(UsageError, match="0 threads: use at least 1"):
         device.set_threads(0)
+
+
+FAULTS = """
+import resource, torch
+from nextile.base.device import keep_memory
+if {kept}:
+    assert keep_memory()
+model = torch.nn.Sequential(torch.nn.Linear(128, 2048), torch.nn.GELU(), torch.nn.Linear(2048, 128))
+for turn in range(8):
+    if turn == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(torch.ones(6 << 10, 128)).sum().backward()  # results of 48 MiB, which glibc asks of the system each time
+    model.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_kept_memory_is_not_asked_of_the_system_again():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(kept=kept)], capture_output=True, check=True).stdout)
+        for kept in (True, False)
+    )
+    assert kept < given_back / 10
+
+
+def test_memory_is_not_kept_where_the_allocator_is_another(monkeypatch):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())
+    assert device.keep_memory() is False
 
 
 # --- what the container leaves -------------------------------------------------------------------------------------

@@ -17,9 +17,6 @@ from nextile.nn.head_loss import Product, each, summed
 from nextile.training.graph import one_graph
 from nextile.training.objectives import answers_log_probability, apart, next_token
 
-# torch's own: its compiler makes an instance of every autograd.Function that it traces
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-
 N, D, V = 23, 12, 97
 
 

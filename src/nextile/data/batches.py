@@ -6,6 +6,7 @@ B batch, T time asked.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,12 +273,13 @@ def prefetch(function: Callable[[int], Item], start: int, stop: int, depth: int 
     An error is raised where its result was due. When the consumer stops early, at most the call in progress is awaited.
     """
     steps = iter(range(start, stop))
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as worker:
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
         ahead = deque(worker.submit(function, step) for step in islice(steps, max(1, depth)))
-        try:
-            while ahead:
-                item = ahead.popleft().result()
-                ahead.extend(worker.submit(function, step) for step in islice(steps, 1))
-                yield item
-        finally:
+        while ahead:
+            item = ahead.popleft().result()
+            ahead.extend(worker.submit(function, step) for step in islice(steps, 1))
+            yield item
+    finally:
+        if not sys.is_finalizing():  # else Python has waited for its threads already, and half of it is gone
             worker.shutdown(cancel_futures=True)

@@ -4,7 +4,7 @@ Shapes: B batch, T time asked, S time seen, D width, H heads, K kv-heads (G = H 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from nextile.nn import specs
 from nextile.nn.cache import Attend, KeyValues, Slot
 from nextile.nn.convolution import ShortConvolution
 from nextile.nn.dropout import dropout
-from nextile.nn.linear import Linear
+from nextile.nn.linear import Linear, held
 from nextile.nn.norm import make_norm
 from nextile.nn.position import Rotate
+from nextile.nn.table import Embedding
 from nextile.nn.tap import chosen_heads, tap, wanted
 
 CAPTURED = ("queries", "keys", "values", "compared", "hidden", "scores", "weights", "heads")  # what `capture` names
@@ -77,31 +78,83 @@ def fast_attention(
 ) -> Tensor:  # fmt: skip
     """The same result without keeping scores or weights; PyTorch's kernels know no cap on the scores.
 
-    Inside a compiled graph on CPU the textbook's way fuses, and beats the flash kernel about twofold at the lengths
-    that a CPU trains (docs/benchmarks.md), and so it does where a few queries, as beams are, ask more keys than that;
-    everywhere else PyTorch's kernels are ahead.
+    Inside a compiled graph on CPU the textbook's way fuses, and takes less than half the flash kernel's time at the
+    lengths that a CPU trains (docs/benchmarks.md), and so it is faster where a few queries, as beams are, ask more keys
+    than that; everywhere else PyTorch's kernels are ahead.
     """
     few = q.device.type == "cpu" and 1 < q.shape[2] <= 16 and q.shape[2] < k.shape[2]
     if cap is not None or (few and q.dtype == torch.float32 and not q.requires_grad and not causal):
         return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share, cap=cap)[0]
     if torch.compiler.is_compiling() and q.device.type == "cpu":
-        if causal and q.shape[2] % 2 == 0 and q.shape[2] >= 64:
-            return _in_halves(q, k, v, scale=scale, share=share)
-        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share)[0]
+        return piece_by_piece(q, k, v, bias=bias, causal=causal, scale=scale, share=share)
     bias = None if bias is None else bias.to(q.dtype)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=share, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
-def _in_halves(q: Tensor, k: Tensor, v: Tensor, *, scale: float, share: float) -> Tensor:
-    """Causal attention in which the first half of the queries never meets the keys that it cannot see."""
-    half = q.shape[2] // 2
-    early = explicit_attention(
-        q[:, :, :half], k[:, :, :half], v[:, :, :half], bias=None, causal=True, scale=scale, share=share
-    )[0]
-    late = explicit_attention(q[:, :, half:], k, v, bias=None, causal=True, scale=scale, share=share)[0]
-    return torch.cat((early, late), dim=2)
+PIECE = 128  # queries that a compiled graph on CPU asks at once: what they weigh then stays near the processor
+PIECES = 4  # at most: each is compiled for itself
+
+
+class Weights(torch.autograd.Function):
+    """softmax(scores * scale + bias), reckoned at least in float32 and kept for the gradient as narrow as it returns.
+
+    In the scores' type, of their shape (..., T, S); bias (T, S) or as the scores, without a gradient.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        return (wide if bias is None else wide + bias).softmax(-1).to(scores.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.scale = inputs[2]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        moved = grads[0] * wide
+        return ((moved - wide * moved.sum(-1, keepdim=True)) * ctx.scale).to(weights.dtype), None, None
+
+
+def piece_by_piece(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool, scale: float, share: float
+) -> Tensor:
+    """The textbook's way for a compiled graph on CPU: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
+
+    Where attention is causal the queries are asked in pieces, of which the earlier never meet keys that they cannot
+    see. What hides is a number to add, in memory: comparing anew for each head takes longer than the exponentials.
+    """
+    if bias is not None and bias.requires_grad:
+        return explicit_attention(q, k, v, bias=bias, causal=causal, scale=scale, share=share)[0]
+    if not causal:
+        return _weighed(q, k, v, None if bias is None else held(bias), scale, share)
+    time, seen = q.shape[2], k.shape[2]
+    step = -(-time // min(PIECES, -(-time // PIECE)))
+    found = []
+    for first in range(0, time, step):
+        asked = q[:, :, first : first + step]
+        last = seen - time + first + asked.shape[2]  # of the keys, the last query of a piece sees so many
+        bias = held(_behind(asked.shape[2], last, q.device))
+        found.append(_weighed(asked, k[:, :, :last], v[:, :, :last], bias, scale, share))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+
+def _behind(time: int, seen: int, device: torch.device) -> Tensor:
+    """What hides the keys that stand behind a query, (T, S)."""
+    everything = torch.full((time, seen), torch.finfo(torch.float32).min, device=device)
+    return everything.triu(seen - time + 1)
+
+
+def _weighed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, share: float) -> Tensor:
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
+    scores = (grouped @ k.mT).reshape(*q.shape[:3], -1)  # (B, H, T, S)
+    weights = dropout(cast("Tensor", Weights.apply(scores, bias, scale)), share)
+    return (weights.reshape(len(q), k.shape[1], -1, k.shape[2]) @ v).reshape(q.shape)
 
 
 class OverHeads(nn.Module):
@@ -200,7 +253,7 @@ class SelfAttention(MultiHeadAttention):
     def __init__(self, spec: specs.Attention, width: int, vocab: int | None = None):
         super().__init__(spec, width)
         self.convolution = ShortConvolution(spec.convolution, width) if spec.convolution else None
-        self.value_embedding = nn.Embedding(vocab, self.kv_heads * self.head_width) if vocab else None
+        self.value_embedding = Embedding(vocab, self.kv_heads * self.head_width) if vocab else None
 
     def forward(self, x: Tensor, place: Place, kept: KeyValues | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `kept` holds the keys and values of earlier tokens and takes the new ones."""

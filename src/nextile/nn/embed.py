@@ -17,6 +17,7 @@ from nextile.nn.dropout import Dropout
 from nextile.nn.linear import Linear
 from nextile.nn.norm import make_norm
 from nextile.nn.position import sinusoid
+from nextile.nn.table import Embedding, look_up
 from nextile.nn.tap import tap
 
 
@@ -30,7 +31,7 @@ class LearnedPosition(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """(T,) or (B, T) -> (..., D)."""
-        return self.weight[positions + self.unused if self.unused else positions]
+        return look_up(positions + self.unused if self.unused else positions, self.weight)
 
 
 class SinusoidalPosition(nn.Module):
@@ -68,7 +69,7 @@ class TokenEmbedding(nn.Module):
     ):
         super().__init__()
         if isinstance(spec, specs.TokenEmbedding):
-            self.scale, self.token = spec.scale, nn.Embedding(spec.vocab, width)
+            self.scale, self.token = spec.scale, Embedding(spec.vocab, width)
             self.types = FirstType(spec.types, width) if spec.types else nn.Identity()
         else:
             assert shared is not None

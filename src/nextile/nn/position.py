@@ -7,12 +7,14 @@ computed when it is needed, so that a checkpoint is its parameters and nothing e
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from nextile.nn import specs
+from nextile.nn.linear import held
+from nextile.nn.table import Embedding
 
 Rotate = Callable[[Tensor], Tensor]
 
@@ -102,6 +104,26 @@ SCALINGS: dict[type, Callable[..., Tensor]] = {
 }
 
 
+class Turn(torch.autograd.Function):
+    """Pairs (x_i, x_{i+R/2}) turned by angles; the gradient is turned back, in one pass as fast as this one."""
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(..., T, R) and what broadcasts with (..., T, R/2) -> (..., T, R)."""
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _, cos, sin = inputs
+        ctx.save_for_backward(cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return cast("Tensor", Turn.apply(grads[0], cos, -sin)), None, None
+
+
 class RotaryPosition(nn.Module):
     """Turns the pairs (x_i, x_{i+R/2}) by position / base^(2i/R) (Su et al. 2021, in GPT-NeoX's half-split layout).
 
@@ -122,10 +144,10 @@ class RotaryPosition(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         if self.gain != 1.0:
             cos, sin = cos * self.gain, sin * self.gain
+        cos, sin = held(cos), held(sin)  # else a compiled graph reckons them anew for each head of each row
 
         def rotate(x: Tensor) -> Tensor:
-            a, b = x.chunk(2, dim=-1)
-            return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+            return cast("Tensor", Turn.apply(x, cos, sin))
 
         def rotate_beginning(x: Tensor) -> Tensor:
             return torch.cat((rotate(x[..., : self.turned]), x[..., self.turned :]), dim=-1)
@@ -139,7 +161,7 @@ class RelativePositionBias(nn.Module):
     def __init__(self, spec: specs.RelativeBias, heads: int, causal: bool):
         super().__init__()
         self.buckets, self.max_distance, self.causal = spec.buckets, spec.max_distance, causal
-        self.table = nn.Embedding(spec.buckets, heads)
+        self.table = Embedding(spec.buckets, heads)
 
     def forward(self, distance: Tensor) -> Tensor:
         """(..., T, S) distances -> (..., H, T, S) biases."""

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nextile.base.config import Settings
-from nextile.base.device import choose_device, choose_precision, set_threads
+from nextile.base.device import choose_device, choose_precision, keep_memory, set_threads
 from nextile.base.errors import NextileError, UsageError
 from nextile.base.files import atomic_write, remove_leftovers
 from nextile.checkpoint import resume as states
@@ -163,6 +163,7 @@ def new_run(
     """Train a model from the beginning and return the best one. Nothing is overwritten: NextileError says why."""
     began = time.monotonic()
     set_threads(settings.threads)
+    keep_memory()
     world = world.meshed(settings.parallel, choose_device(settings.device))
     _check_divided(world, settings, start)
 
@@ -238,6 +239,7 @@ def resume_run(folder: Path, report: Report, world: World = ALONE) -> Pretrained
     device = choose_device(file.settings.device)
     world = world.meshed(fitted(file.settings.parallel, world.size), device)
     set_threads(file.settings.threads)
+    keep_memory()
     task = task_named(file.plan.task)
     data = task.open(folder / "data", file.settings, load_processor(folder))
     first = again(file.tuning, lambda base: task.adapt(base, data)) if file.tuning else None
