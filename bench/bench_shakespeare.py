@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nextile.base.config import parse_assignments, read_toml, resolve
-from nextile.base.device import set_threads
+from nextile.base.device import keep_memory, set_threads
 from nextile.checkpoint.foreign import load_foreign
 from nextile.models import count
 from nextile.models.build import build
@@ -149,6 +149,7 @@ def run_nextile(
     held_out = {"seed": seed, "validation": {"data": (str(texts.validation),)}}
     settings = resolve(RunSettings, task.settings, read_toml(recipe), held_out, parse_assignments(over))
     set_threads(settings.threads)
+    keep_memory()
     data = task.prepare([str(texts.train)], settings, folder, Silent(), None)
     plan = make_plan(task, data, settings, source=str(texts.train), steps=steps)
     model = build(plan.model, seed=seed, init=settings.initialisation)

@@ -83,7 +83,8 @@ class GradientLearner:
 
     def learn(self, micros: Sequence[Batch], index: int, factor: float) -> Learned:
         """One step of the optimizer."""
-        self.model.train()
+        if not self.model.training:  # to say so again to each of its parts takes longer than to move a small one
+            self.model.train()
         self.optimizer.zero_grad()
         loss, targets = self._backward(micros, index)
         return Learned(loss, self.optimizer.step(factor, clip=self.clip, loss=loss), targets)

@@ -215,10 +215,17 @@ class Part:
 
     def move(self, step: Tensor, factor: Tensor) -> None:
         """Subtract each parameter's share of the step, after the decay; what has no gradient stays."""
-        keep = 1 - self.rule.lr * self.rule.decay * factor
-        for name, change in self.split(step):
-            if self.members[name].grad is not None:
-                self.members[name].mul_(keep).sub_(change)
+        keep = (1 - self.rule.lr * self.rule.decay * factor).to(self.dtype)
+        both = [(self.members[name], change) for name, change in self.split(step)]
+        both = [(weight, change) for weight, change in both if weight.grad is not None]
+        alike = [(weight, change) for weight, change in both if weight.dtype == self.dtype]
+        if alike:  # one call for all of them: a call for each takes longer than to move a small one
+            weights, changes = map(list, zip(*alike, strict=True))
+            torch._foreach_mul_(weights, keep)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sub_(weights, changes)  # pyright: ignore[reportPrivateImportUsage]
+        for weight, change in both:
+            if weight.dtype != self.dtype:
+                weight.mul_(keep).sub_(change)
 
 
 def _parts(model: nn.Module, settings: AdamW | Muon) -> list[Part]:
