@@ -15,6 +15,8 @@ from nextile.training.optim import (
     Muon,
     MuonRule,
     Optimizer,
+    Pace,
+    Part,
     check_partition,
     groups,
     orthogonalize,
@@ -145,6 +147,28 @@ def test_the_parity_of_muon_can_fail(tiny, batch, wrong):
     run_ours(ours, batch, Muon(**{"lr": 3e-3, "matrix_lr": 0.02, "weight_decay": 0.1} | wrong))
     run_torch_muon(theirs, batch)
     assert furthest(ours, theirs) > 1e-4
+
+
+@pytest.mark.parametrize("wrong", [None, {"momentum_warmup": 4}, {"momentum": 0.94}])
+def test_a_momentum_that_warms_up_is_torchs_with_another_each_step(wrong):
+    torch.manual_seed(0)
+    gradients = torch.randn(8, 6, 4)
+    ours, theirs = (torch.zeros(6, 4, requires_grad=True) for _ in range(2))
+    rule = MuonRule(Muon(**{"momentum_warmup": 5} | (wrong or {})), torch.float32)
+    part = Part(rule, {"w": ours}, ours.shape)
+    muon = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original", ns_steps=5)
+    one = torch.ones((), dtype=torch.float64)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+        for number, gradient in enumerate(gradients, start=1):
+            muon.param_groups[0]["momentum"] = 0.85 + 0.1 * min(1.0, number / 5)
+            theirs.grad, ours.grad = gradient.clone(), gradient.clone()
+            muon.step()
+            step = part.gradient()
+            rule.step(step, part.buffers, Pace(one, one, one * number))
+            part.move(step, one)
+    difference = (ours - theirs).abs().max().item()
+    assert difference < 2e-6 if wrong is None else difference > 1e-4
 
 
 def test_bfloat16_is_used_where_the_machine_has_it(tiny, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -83,6 +83,14 @@ class Source(Protocol):
     def named(self, step: int) -> str:
         """What it is made of, in a few words."""
         ...
+
+
+class MicroBatches(Protocol):
+    """The micro-batches of a step, and what they are made of."""
+
+    def __call__(self, step: int) -> Sequence[Batch]: ...
+
+    def named(self, step: int) -> str: ...
 
 
 @dataclass(frozen=True)

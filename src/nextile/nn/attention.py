@@ -151,6 +151,7 @@ def _behind(time: int, seen: int, device: torch.device) -> Tensor:
 
 
 def _weighed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, share: float) -> Tensor:
+    """All queries at once, (B, H, T, E); bias (T, S), or (B or 1, H or 1, T, S)."""
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # (B, K, G*T, E): the queries that share a key
     scores = (grouped @ k.mT).reshape(*q.shape[:3], -1)  # (B, H, T, S)
     weights = dropout(cast("Tensor", Weights.apply(scores, bias, scale)), share)

@@ -128,7 +128,7 @@ class LanguageModelling(TextTask):
     dropout = 0.1
     counts = "tok"
     presets: Mapping[str, ModuleType] = PRESETS
-    unread: Collection[str] = all_but()
+    unread: Collection[str] = all_but("growth.context")
 
     def suits(self, sources: Sequence[str]) -> bool:
         """Any text."""

@@ -30,6 +30,7 @@ from nextile.checkpoint.pretrained import Pretrained, load, load_processor
 from nextile.checkpoint.store import save_config, save_weights
 from nextile.checkpoint.tuned import save_tuned
 from nextile.checkpoint.weights import WHOLE, read_json
+from nextile.data.growth import Growing
 from nextile.data.labelled import named_as_labelled
 from nextile.models.build import AnyModel, build
 from nextile.models.families.table import family_of
@@ -297,7 +298,7 @@ class Run:
             self.model, data, settings, precision=plan.dtype, compiled=plan.compiled, world=world
         )
         batches = data.batches(context=plan.context, batch=plan.batch, accumulate=plan.accumulate, seed=settings.seed)
-        self.batches = Rows(batches, world)
+        self.batches = Rows(Growing(batches, settings.growth, plan.accumulate), world)
         self.log = Log(folder) if world.first else NoLog(folder)
         self.progress = Progress(steps=plan.steps or 0)
         self.watch, self.named = Watch(self.batches.named), 0

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from nextile.base.config import Settings, resolve
 from nextile.base.errors import NextileError
 from nextile.checkpoint.weights import read_json
+from nextile.data.growth import Growth
 from nextile.images.augment import Augment
 from nextile.images.augment import Probability as Share
 from nextile.nn.init import Init
@@ -131,6 +132,7 @@ class RunSettings(Settings):
     compile: Literal["auto"] | bool = "auto"  # auto: where a compiler is found and the run is long enough to pay for it
     batch: Count | None = None  # rows of a step
     accumulate: Count = 1  # parts a step's rows are worked on in, to save memory; the result is the same
+    growth: Growth = Growth()  # the first steps may take fewer of these parts, and read rows as shorter texts
     context: Length | None = None  # tokens of a row
     lr: Rate | None = None  # the peak; Muon's rate for matrices goes with it
     optimizer: OptimizerSettings = Muon()

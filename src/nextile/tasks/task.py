@@ -25,7 +25,7 @@ from nextile.training.parallel import ALONE, World
 from nextile.training.spread_learner import SpreadLearner
 
 # Groups of settings that belong to some tasks alone.
-GROUPS = ("words", "masking", "denoise", "images", "augment", "preference")
+GROUPS = ("words", "masking", "denoise", "images", "augment", "preference", "growth.context")
 
 
 def all_but(*read: str) -> tuple[str, ...]:

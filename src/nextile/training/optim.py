@@ -47,6 +47,7 @@ class Muon(Settings):
     type: Literal["muon"] = "muon"
     matrix_lr: Rate = 0.02
     momentum: Share = 0.95
+    momentum_warmup: Annotated[int, Field(ge=0)] = 0  # steps over which it rises to that from 0.85 (Jordan et al. 2024)
     lr: Rate = 3e-3
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
@@ -144,20 +145,37 @@ class AdamWRule:
 class MuonRule:
     """Momentum whose singular values are made one: every direction moves alike (Jordan et al. 2024)."""
 
-    lr: float
-    decay: float
-    momentum: float
+    settings: Muon
     dtype: torch.dtype  # of the matrix products
 
     buffers = ("momentum",)
 
+    @property
+    def lr(self) -> float:
+        """The peak rate."""
+        return self.settings.matrix_lr
+
+    @property
+    def decay(self) -> float:
+        """Of the weights, by the rate."""
+        return self.settings.weight_decay
+
     def step(self, gradient: Tensor, buffers: Sequence[Tensor], pace: Pace) -> None:
         """The gradient (N, R, C) becomes what is to be subtracted from the weights, in place."""
         (momentum,) = buffers
-        momentum.mul_(1 - (1 - self.momentum) * pace.applied).add_(gradient, alpha=1 - self.momentum)
-        ahead = gradient.lerp(momentum, self.momentum)  # Nesterov: the gradient counts once more
+        kept = self.kept(pace.count)
+        momentum.lerp_(gradient, ((1 - kept) * pace.applied).to(gradient.dtype))
+        ahead = gradient.lerp(momentum, kept.to(gradient.dtype))  # Nesterov: the gradient counts once more
         rows, columns = self.shape_of(gradient)
         gradient.copy_(self.directions(ahead)).mul_(self.lr * max(1.0, rows / columns) ** 0.5 * pace.factor)
+
+    def kept(self, count: Tensor) -> Tensor:
+        """How much of the momentum the step with this number, counted from 1, keeps: ()."""
+        last = self.settings.momentum
+        if not self.settings.momentum_warmup:
+            return torch.full_like(count, last)
+        first = min(EARLY_MOMENTUM, last)
+        return first + (last - first) * (count / self.settings.momentum_warmup).clamp(max=1.0)
 
     def shape_of(self, gradient: Tensor) -> tuple[int, int]:
         """R and C of the matrices, of which a gradient may be given in pieces."""
@@ -166,6 +184,9 @@ class MuonRule:
     def directions(self, ahead: Tensor) -> Tensor:
         """Where the weights move, (N, R, C): what is ahead, made orthogonal."""
         return orthogonalize(ahead, self.dtype)
+
+
+EARLY_MOMENTUM = 0.85  # from which it rises, where it is warmed up
 
 
 Rule = AdamWRule | MuonRule
@@ -248,7 +269,7 @@ def _stacks(matrices: dict[str, nn.Parameter], settings: Muon) -> list[Part]:
     for shape, named in by_shape.items():
         fast = has_fast_bf16(next(iter(named.values())).device)
         dtype = torch.bfloat16 if fast else torch.float32
-        found.append(Part(MuonRule(settings.matrix_lr, settings.weight_decay, settings.momentum, dtype), named, shape))
+        found.append(Part(MuonRule(settings, dtype), named, shape))
     return found
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import gcd
 from socket import create_connection
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nextile.base.config import Settings
 from nextile.base.errors import NextileError, UsageError
-from nextile.data.batches import Batch
+from nextile.data.batches import Batch, MicroBatches
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -246,19 +246,11 @@ def indivisible(rows: int, readers: int) -> str:
     return f"a batch of {rows} rows does not divide over the {readers} processes that read it: {fits}"
 
 
-class Source(Protocol):
-    """The micro-batches of a step, and what they are made of."""
-
-    def __call__(self, step: int) -> Sequence[Batch]: ...
-
-    def named(self, step: int) -> str: ...
-
-
 @dataclass(frozen=True)
 class Rows:
     """The rows that this process reads of each step's micro-batches: the order is the same for every number of them."""
 
-    source: Source
+    source: MicroBatches
     world: World
 
     def __call__(self, step: int) -> list[Batch]:

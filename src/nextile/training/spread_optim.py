@@ -160,7 +160,7 @@ def _stacks(matrices: Named, settings: Muon, world: World) -> list[Held]:
     for named in alike.values():
         example = next(iter(named.values()))
         dtype = torch.bfloat16 if has_fast_bf16(local(example).device) else torch.float32
-        rule = SharedMuonRule(settings.matrix_lr, settings.weight_decay, settings.momentum, dtype, example, world)
+        rule = SharedMuonRule(settings, dtype, example, world)
         found.append(_held(rule, named, world, stacked=True))
     return found
 
