@@ -1,8 +1,15 @@
 """What is compiled is counted, and found again on disk."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
 import torch
 
-from nextile.training.graph import compilations, one_graph
+from nextile.base.errors import NextileError
+from nextile.training.graph import compilations, one_graph, sound_cache
 
 
 def work(x):
@@ -22,3 +29,54 @@ def test_graphs_are_counted_and_found_again_in_the_cache(tmp_path, monkeypatch):
     both = compilations().since(start)
     assert (both.made, both.found) == (1, 1)
     assert compilations().since(compilations()).made == 0
+
+
+# --- what a killed compilation leaves ---------------------------------------------------------------------------------
+
+
+def test_a_broken_library_is_removed_and_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    broken, beside, whole = (tmp_path / "ab" / name for name in ("one.main.so", "other.so", "whole.so"))
+    broken.parent.mkdir()
+    for path, size in ((broken, 0), (beside, 100), (whole, 5000)):
+        path.write_bytes(bytes(size))
+    with (
+        pytest.raises(NextileError, match=r"'\S+one\.main\.so' was left broken .* do the same once more"),
+        sound_cache(),
+    ):
+        raise RuntimeError(f"InductorError: ImportError: {broken}: file too short\n\nSet TORCHDYNAMO_VERBOSE=1")
+    assert [path.exists() for path in (broken, beside, whole)] == [False, False, True]
+
+
+def test_other_errors_and_other_peoples_files_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    elsewhere = tmp_path / "libc.so"
+    elsewhere.write_bytes(b"")
+    for message in (f"ImportError: {elsewhere}: file too short", "ImportError: no module named x"):
+        with pytest.raises(ImportError, match="ImportError"), sound_cache():
+            raise ImportError(message)
+    assert elsewhere.exists()
+
+
+COMPILING = """
+import torch
+from nextile.training.graph import one_graph, sound_cache
+with sound_cache():
+    one_graph(lambda x: x.sin() + 1)(torch.ones(64))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_kill_leaves_in_the_cache_costs_one_try(tmp_path):
+    run = partial(
+        subprocess.run, [sys.executable, "-c", COMPILING], env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run().returncode == 0
+    libraries = list(tmp_path.rglob("*.so"))
+    assert libraries
+    for library in libraries:
+        library.write_bytes(b"")
+    failed = run()
+    assert failed.stderr.splitlines()[-1].startswith("nextile.base.errors.NextileError: '")
+    assert run().returncode == 0

@@ -53,7 +53,7 @@ from nextile.tasks.tokens import text_only
 from nextile.tasks.translation import Translating
 from nextile.tasks.tuning import Outline, Tuning, again, first_tuning, prepare, said_of_base
 from nextile.tasks.words import WordEmbedding
-from nextile.training.graph import compilations
+from nextile.training.graph import compilations, sound_cache
 from nextile.training.loop import Step, Watch, learn
 from nextile.training.metrics import told
 from nextile.training.parallel import ALONE, Rows, World, fitted
@@ -338,7 +338,7 @@ class Run:
         if self.world.first:
             save_config(self.folder, self.model, self.data.processor, said_of_base(self.settings.lora))
         try:
-            with self._listening():
+            with self._listening(), sound_cache():
                 self._train()
                 self._average()
         except Stopped:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+from nextile.base.errors import NextileError
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -51,3 +56,35 @@ def compilations() -> Compilations:
     phases = ("_compile.compile_inner", "backward._backward_impl")
     seconds = sum(sum(compilation_time_metrics.get(phase, ())) for phase in phases)
     return Compilations(made, counted["fxgraph_cache_hit"], seconds)
+
+
+# --- what a killed compilation leaves ---------------------------------------------------------------------------------
+
+BROKEN = re.compile(r"(\S+\.so): (?:file too short|invalid ELF header|cannot read file data)")
+TINY = 1024  # bytes: no library is so small
+
+
+@contextmanager
+def sound_cache() -> Iterator[None]:
+    """Says in one line that a compilation that was killed had left a broken library, and removes it.
+
+    torch writes libraries where later processes look for them, and would fail at each start from then on.
+    Errors: NextileError.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = BROKEN.search(str(error))
+        if found is None or not (broken := Path(found[1])).is_relative_to(cache := _cache()):
+            raise
+        for library in {broken, *(other for other in cache.rglob("*.so") if other.stat().st_size < TINY)}:
+            library.unlink(missing_ok=True)
+        raise NextileError(
+            f"'{broken}' was left broken by a compilation that was killed, and is removed now: do the same once more"
+        ) from error
+
+
+def _cache() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
