@@ -121,8 +121,8 @@ def keep_memory() -> bool:
     """Let this process keep the memory that it frees for what it needs next, where its allocator is glibc's.
 
     A training step frees and asks the same hundreds of megabytes each time. Given back to the system they come back as
-    fresh pages, which takes up to half of a step on CPU; kept, the process stays as large as it once was. Blocks of a
-    gibibyte and more are given back all the same. Returns whether it could be asked.
+    fresh pages, which takes a tenth to a fifth of a compiled step on CPU; kept, the process stays as large as it once
+    was. Blocks of a gibibyte and more are given back all the same. Returns whether it could be asked.
     """
     mmap_threshold, trim_threshold, no_trim, block = -3, -1, -1, 1 << 30  # <malloc.h>
     try:

@@ -139,8 +139,8 @@ def piece_by_piece(
     for first in range(0, time, step):
         asked = q[:, :, first : first + step]
         last = seen - time + first + asked.shape[2]  # of the keys, the last query of a piece sees so many
-        bias = held(_behind(asked.shape[2], last, q.device))
-        found.append(_weighed(asked, k[:, :, :last], v[:, :, :last], bias, scale, share))
+        behind = held(_behind(asked.shape[2], last, q.device))
+        found.append(_weighed(asked, k[:, :, :last], v[:, :, :last], behind, scale, share))
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
