@@ -73,10 +73,11 @@ def test_what_a_kill_leaves_in_the_cache_costs_one_try(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert run().returncode == 0
-    libraries = list(tmp_path.rglob("*.so"))
+    libraries = list(tmp_path.rglob("*.main.so"))  # the others are probes of what the processor can
     assert libraries
     for library in libraries:
         library.write_bytes(b"")
     failed = run()
-    assert failed.stderr.splitlines()[-1].startswith("nextile.base.errors.NextileError: '")
+    assert failed.returncode == 1
+    assert "NextileError: '" in failed.stderr, failed.stderr
     assert run().returncode == 0
