@@ -188,7 +188,7 @@ def run_nextile(
 
 
 def alone(run: Callable[..., Result], *args: Any, **options: Any) -> Result:
-    """In a process of its own, as the command is: a second model in one process takes a tenth longer for a step."""
+    """In a process of its own, as the command is: steps of a second model in one process take longer."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
         return worker.submit(run, *args, **options).result()
 

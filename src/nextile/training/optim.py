@@ -57,6 +57,7 @@ class Muon(Settings):
 OptimizerSettings = Annotated[AdamW | Muon, Field(discriminator="type")]
 
 Role = Literal["matrix", "embedding", "vector"]
+EARLY_MOMENTUM = 0.85  # from which Muon's rises, where it is warmed up
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,6 @@ class MuonRule:
     def directions(self, ahead: Tensor) -> Tensor:
         """Where the weights move, (N, R, C): what is ahead, made orthogonal."""
         return orthogonalize(ahead, self.dtype)
-
-
-EARLY_MOMENTUM = 0.85  # from which it rises, where it is warmed up
 
 
 Rule = AdamWRule | MuonRule
