@@ -122,6 +122,14 @@ def test_four_processes_log_the_losses_of_one_for_fifty_steps(slow_runs, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["compiled-shard", "compiled-tensor"])
+def test_divided_models_are_compiled_block_by_block_to_the_same_losses(slow_runs, name):
+    assert slow_runs.codes[name] == [0, 0]
+    assert "compiled in" in slow_runs.said[name]
+    assert 0 < slow_runs.apart(name, "one") < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pairs-shard", "pairs-replicate", "labels-shard", "labels-replicate"])
 def test_translators_and_classifiers_as_well(slow_runs, name):
     assert slow_runs.codes[name] == [0, 0], slow_runs.said[name]

@@ -184,6 +184,8 @@ def slow(place: Place) -> None:
         place.run(f"{kind}-one", 1, place.begin_with(source, f"{kind}-one", own))
         for name, mesh in (("shard", {"parallel.shard": 2}), ("replicate", {})):
             place.run(f"{kind}-{name}", 2, place.begin_with(source, f"{kind}-{name}", {**own, **mesh}))
+    for name, mesh in (("compiled-shard", {"parallel.shard": 2}), ("compiled-tensor", {"parallel.tensor": 2})):
+        place.run(name, 2, place.begin(name, {"compile": "true", **mesh}, 50))
     place.run("two", 2, place.begin("two", steps=50))
     chance = random.Random(0)
     place.run("kill-0", 2, place.begin("kills", steps=50), lambda: hit(1, 2, signal.SIGKILL))

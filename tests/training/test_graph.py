@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from nextile.base.errors import NextileError
-from nextile.training.graph import compilations, one_graph, sound_cache
+from nextile.training.graph import compilations, each_one_graph, one_graph, sound_cache
 
 
 def work(x):
@@ -29,6 +30,42 @@ def test_graphs_are_counted_and_found_again_in_the_cache(tmp_path, monkeypatch):
     both = compilations().since(start)
     assert (both.made, both.found) == (1, 1)
     assert compilations().since(compilations()).made == 0
+
+
+class Half(nn.Module):
+    """A part with a name for what it is like."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share, self.weight = share, nn.Parameter(torch.full((3,), 2.0))
+
+    def extra_repr(self) -> str:
+        return f"share={self.share:g}"
+
+    def forward(self, x):
+        return (x * self.weight).sin() * self.share
+
+
+def test_parts_that_are_alike_learn_by_one_graph_and_look_as_before():
+    parts = [Half(0.5), Half(0.5), Half(0.25)]
+    x = torch.arange(3.0, requires_grad=True)
+    wanted = [torch.autograd.grad(part(x).sum(), [x, part.weight]) for part in parts]
+    around: list[str] = []
+    for part in parts:
+        part.register_forward_pre_hook(lambda *_: around.append("hook"))
+    start = compilations()
+    each_one_graph(parts)
+    for part, gradients in zip(parts, wanted, strict=True):
+        found = torch.autograd.grad(part(x).sum(), [x, part.weight])
+        assert all(torch.allclose(a, b) for a, b in zip(found, gradients, strict=True))
+    assert around == ["hook"] * 3
+    made = compilations().since(start)
+    assert made.made + made.found == 4  # forward and backward of two graphs, of which the first two parts share one
+    for part in parts:
+        part.eval()
+        part(torch.ones(5, 3))
+    assert compilations().since(start) == made
+    assert list(dict(parts[0].named_parameters())) == ["weight"]
 
 
 # --- what a killed compilation leaves ---------------------------------------------------------------------------------

@@ -50,3 +50,7 @@ class StochasticDepth(nn.Module):
             return x
         drawn = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device)
         return x * (drawn >= self.share).to(x.dtype) / (1.0 - self.share)
+
+    def extra_repr(self) -> str:
+        """What is printed of it."""
+        return f"share={self.share:g}"

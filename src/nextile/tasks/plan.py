@@ -317,8 +317,6 @@ def _blocks(plan: Plan) -> int:
 
 
 def _compiles(settings: RunSettings, seconds: float) -> bool:
-    if settings.parallel.shard * settings.parallel.tensor > 1:
-        return False  # blocks that gather their parameters are no one graph
     if settings.compile == "auto":
         return seconds > WORTH_COMPILING and has_compiler()
     return settings.compile

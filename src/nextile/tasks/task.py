@@ -173,7 +173,7 @@ class GradientTask:
         if world.size > 1:
             return SpreadLearner(
                 model, self.objective(settings), settings.optimizer_settings(), world, clip=settings.clip,
-                precision=precision, compiled=compiled and world.whole, mode=self.mode,
+                precision=precision, compiled=compiled, mode=self.mode,
             )  # fmt: skip
         optimizer = Optimizer(model, settings.optimizer_settings(), compiled=compiled)
         return self.learns(

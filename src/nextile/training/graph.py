@@ -1,16 +1,18 @@
-"""A function as one compiled graph that shares its compilations with nobody."""
+"""Functions, and the parts of a model, as compiled graphs; what was compiled, and what a killed compilation leaves."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 from nextile.base.errors import NextileError
 
@@ -31,6 +33,21 @@ def one_graph(function: Callable[P, Result]) -> Callable[P, Result]:
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         options["isolate_recompiles"] = True
     return torch.compile(function, **options)
+
+
+def each_one_graph(parts: Iterable[nn.Module]) -> None:
+    """Let each part learn as one graph, in place; those that are alike share it. Not in training they work as before.
+
+    What hooks do around a part, such as FSDP's gathering of its parameters, stays outside.
+    """
+    graphs: dict[str, Callable[..., Any]] = {}
+    for part in parts:
+        graph = graphs.setdefault(repr(part), one_graph(type(part).forward))
+        part.forward = partial(_learn_or_look, part, partial(graph, part), part.forward)
+
+
+def _learn_or_look(part: nn.Module, learn: Callable[..., Any], look: Callable[..., Any], *given: Any) -> Any:
+    return (learn if part.training else look)(*given)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nextile.data.batches import Batch
-from nextile.training.graph import one_graph
+from nextile.nn.block import Block
+from nextile.training.graph import each_one_graph, one_graph
 from nextile.training.learner import Learned, Measure, targets_of
 from nextile.training.objectives import Objective
 from nextile.training.optim import AdamW, Muon
@@ -39,7 +40,8 @@ class Asked(nn.Module):
 class SpreadLearner:
     """`GradientLearner` over the mesh: its batches are this process's rows, whose `weight` is that of all.
 
-    The model is divided already (`spread`). mode: what puts it into its state for learning.
+    The model is divided already (`spread`). mode: what puts it into its state for learning. compiled: a whole model as
+    one graph, of a divided one each block, between which its pieces are gathered.
     """
 
     def __init__(
@@ -50,7 +52,11 @@ class SpreadLearner:
         self.model, self.world, self.clip, self.mode = model, world, clip, mode
         self.optimizer = SharedOptimizer(model, settings, world)
         self.lr, self.kind = settings.lr, settings.type
-        measure = Measure(model, one_graph(objective) if compiled else objective, precision)
+        if compiled and world.whole:
+            objective = one_graph(objective)
+        elif compiled:
+            each_one_graph(part for part in model.modules() if isinstance(part, Block))
+        measure = Measure(model, objective, precision)
         self.patient = measure.device.type != "cpu"
         self.asked = summing(Asked(measure), world)
 
