@@ -1,9 +1,10 @@
 """How the cost of a training step grows, predicted from the spec and measured: time, peak memory, fitted exponents.
 
     python bench/bench_growth.py [--axes context batch depth width vocab threads processes] [--seconds 1.5]
+    python bench/bench_growth.py --axes threads processes --base depth=6 width=384 context=256 batch=16
 
 One axis varies at a time around a GPT-2 shape of 4 layers of width 256, context 128, 8 rows, vocabulary 4,096; fp32,
-not compiled, AdamW. Each point is a process of its own, which measures its own peak; memory counts from before the
+not compiled, AdamW; --base moves it. Each point is a process of its own, which measures its own peak; memory counts from before the
 model is built. Time is the fastest step. An exponent is the slope of the least squares line in log-log; the gap is the
 largest factor by which measured departs from predicted, each relative to its geometric mean along the axis.
 """
@@ -20,6 +21,7 @@ from math import exp, log
 import numpy as np
 import torch
 
+from nextile.base.device import keep_memory
 from nextile.data.batches import Batch
 from nextile.models import count
 from nextile.models.build import build
@@ -93,6 +95,7 @@ def spread_steps(point: dict, model: torch.nn.Module, ids: torch.Tensor):
 def measure(point: dict, seconds: float) -> dict[str, float]:
     """Seconds of the fastest of a few steps, and bytes at the peak."""
     torch.set_num_threads(point["threads"])
+    keep_memory()  # as the command does
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else resident("VmRSS")
@@ -136,9 +139,9 @@ def gap(measured, expected) -> float:
     return exp(max(abs(ratio - middle) for ratio in ratios))
 
 
-def axis_rows(name: str, seconds: float) -> tuple[list[str], str]:
-    """A line for each point of an axis, and one that sums it up."""
-    base = BASE | ({"threads": 1} if name == "processes" else {})
+def axis_rows(name: str, base: dict, seconds: float) -> tuple[list[str], str]:
+    """A line for each point of an axis through the base, and one that sums it up."""
+    base = base | ({"threads": 1} if name == "processes" else {})
     points = [base | {name: size} for size in AXES[name]]
     found = [asked_for(point, seconds) for point in points]
     times, peaks = ([each[part] for each in found] for part in ("seconds", "bytes"))
@@ -156,10 +159,19 @@ def axis_rows(name: str, seconds: float) -> tuple[list[str], str]:
     )
 
 
+def sized(text: str) -> tuple[str, int]:
+    """ "width=384" -> the size's name and its number."""
+    name, _, number = text.partition("=")
+    if name not in BASE or not number.isdigit() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(f'{each}=N' for each in BASE)}")
+    return name, int(number)
+
+
 def main() -> None:
     """Measure and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--base", nargs="+", type=sized, default=[])
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -171,7 +183,7 @@ def main() -> None:
     print("| axis | size | GFLOPs | ms | GFLOP/s | MiB predicted | MiB measured |\n|---|---|---|---|---|---|---|")
     for name in asked.axes:
         if len(AXES[name]) > 1:
-            lines, total = axis_rows(name, asked.seconds)
+            lines, total = axis_rows(name, BASE | dict(asked.base), asked.seconds)
             sums.append(total)
             print("\n".join(lines), flush=True)
     print("\n| axis | time, predicted exponent | measured | gap | memory, predicted exponent | measured | gap |")
