@@ -9,6 +9,8 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextile.base.errors import UsageError
 from nextile.data.batches import Batch
@@ -25,6 +27,7 @@ from nextile.training.optim import AdamW, Optimizer
 
 FORWARD = (torch.float8_e4m3fn, 448.0, 2.0**-4, 2.0**-10)  # the largest number; half a step, relative, and below 2^-6
 BACKWARD = (torch.float8_e5m2, 57344.0, 2.0**-3, 2.0**-17)
+MULTIPLY = torch.ops.aten._scaled_mm.default
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -156,6 +159,40 @@ def test_layouts_make_no_difference():
     found = results(laid_out, x, weight, bias, incoming.t().contiguous().t())[:3]
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
+
+
+class Noting(TorchDispatchMode):
+    """Keeps what is given to the library's product of float8 matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is MULTIPLY:
+            self.noted.append((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def on_cuda(given: object) -> object:
+    """A tensor of this layout there, without numbers and whether there is one or not; anything else as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    return torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="cuda")
+
+
+@pytest.mark.parametrize("rows", [(0,), (1,), (17,), (3, 5), (64,)], ids=str)
+def test_what_is_multiplied_is_what_cuda_takes(rows):
+    """By torch's own rules for layouts, sizes and types there; a CPU takes anything."""
+    with Noting() as products:
+        results(float8_linear, *operands(*rows))
+    assert len(products.noted) == 3
+    for (a, b, *rest), options in products.noted:
+        turned = b.contiguous()
+        with FakeTensorMode():
+            MULTIPLY(*map(on_cuda, (a, b, *rest)), **options)
+            with pytest.raises(RuntimeError, match="col_major"):
+                MULTIPLY(*map(on_cuda, (a, turned, *rest)), **options)
 
 
 def test_the_product_is_of_autocasts_type_and_gradients_are_of_the_tensors():
