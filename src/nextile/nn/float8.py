@@ -1,8 +1,8 @@
 """Products in float8 while a model learns: each tensor is rounded by a scale of its own, forward and backward.
 
 What is multiplied forward has 4 bits of exponent and 3 of mantissa, the incoming gradient 5 and 2, which reach further
-(Micikevicius et al. 2022, "FP8 Formats for Deep Learning"). Sums are taken in float32 at most, and nothing is kept from
-step to step: a scale is that of the numbers at hand.
+(Micikevicius et al. 2022, "FP8 Formats for Deep Learning"). Nothing is kept from step to step: a scale is that of the
+numbers at hand.
 
 Shapes: M rows, I inputs, O outputs.
 """
@@ -37,9 +37,9 @@ class Rounded(NamedTuple):
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Rounded:
-    """A matrix in a float8 type whose largest number its largest magnitude becomes; the device is not waited for.
+    """A matrix in a float8 type, whose largest number stands for its largest magnitude; the device is not waited for.
 
-    Where x has a NaN or an infinity the scale has it, too, and so has everything that is multiplied with it.
+    A NaN or an infinity in x is one in its scale, and so in all that is multiplied with it.
     """
     wide = x.detach().float()
     scale = wide.abs().amax().clamp(min=LEAST) / torch.finfo(dtype).max
@@ -49,7 +49,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Rounded:
 def product(a: Rounded, b: Rounded, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
     """a (R, K) times b (C, K) transposed, as the hardware reads them -> (R, C).
 
-    fast: Hopper's sums in fewer bits than float32's, which forward suffice (as in NVIDIA's Transformer Engine).
+    fast: sums on Hopper keep fewer bits than float32's, as NVIDIA's Transformer Engine has it forward; else all of them.
     """
     return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         a.numbers, b.numbers.t(), scale_a=a.scale, scale_b=b.scale, out_dtype=dtype, use_fast_accum=fast
