@@ -69,7 +69,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     fast = has_fast_bf16(device)
     if name == "fp8" and not has_fp8(device):
         remedy = "bf16, fp32 or auto" if fast else "fp32 or auto"
-        raise UsageError(f"precision 'fp8': this {_model_of(device)} has no fp8 in hardware; use {remedy}")
+        raise UsageError(f"precision 'fp8': this {_called(device)} has no fp8 in hardware; use {remedy}")
     if name == "bf16" and not fast:
         raise UsageError(f"precision 'bf16': this {device.type} has no bf16 in hardware; use fp32 or auto")
     return torch.float32 if name == "fp32" or (name == "auto" and not fast) else torch.bfloat16
@@ -96,7 +96,7 @@ def has_fp8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def _model_of(device: torch.device) -> str:
+def _called(device: torch.device) -> str:
     """What a GPU is called, as "NVIDIA A100-SXM4-80GB"; of other devices the kind."""
     import torch
 

@@ -49,7 +49,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Rounded:
 def product(a: Rounded, b: Rounded, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
     """a (R, K) times b (C, K) transposed, as the hardware reads them -> (R, C).
 
-    fast: sums on Hopper keep fewer bits than float32's, as NVIDIA's Transformer Engine has it forward; else all of them.
+    fast: sums on Hopper may keep fewer bits than float32's, as NVIDIA's Transformer Engine lets them forward.
     """
     return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         a.numbers, b.numbers.t(), scale_a=a.scale, scale_b=b.scale, out_dtype=dtype, use_fast_accum=fast

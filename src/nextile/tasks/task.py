@@ -173,7 +173,8 @@ class GradientTask:
     ) -> Learner:  # fmt: skip
         """What follows the gradients of the task's objective.
 
-        Errors: UsageError for fp8 where the device, on which a run may only go on, or the model has no such products.
+        Errors: UsageError for fp8 on a device without it, as one may be on which a run goes on, and for a model whose
+        layers have no such sizes.
         """
         if settings.precision == "fp8":
             choose_precision(settings.precision, next(model.parameters()).device)
