@@ -6,7 +6,8 @@
 Everybody trains GPT-2's shape (tied, learned positions, GELU) on the same tokens by AdamW, with gradient clipping:
 forward, backward, optimizer. Contenders take turns, each in a process of its own, as its command sets it up; the table
 shows medians over the rounds. FLOPs are 6 a parameter and token, without the embeddings but with the head, and causal
-attention by half; on CPU the peak is the rate of a large product in bfloat16. On a GPU all compute in bfloat16:
+attention by half; on CPU the peak is the rate of a large product in bfloat16. On a GPU all compute in bfloat16, and we
+once more in float8 where the GPU has it, beside the same peak:
 
     python bench/bench_training.py --shape 12x12x768 --context 1024 --batch 32 --vocab 50304 --peak 989 --nanogpt CLONE
     python bench/bench_training.py --shape 24x16x2048 --context 1024 --batch 8 --vocab 50304 --peak 989 --rounds 3
@@ -26,12 +27,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from nextile.base.device import choose_device, has_compiler, keep_memory
+from nextile.base.device import choose_device, has_compiler, has_fp8, keep_memory
 from nextile.base.errors import UsageError
 from nextile.data.batches import Batch
 from nextile.models import count
 from nextile.models.build import build
 from nextile.models.families import gpt2
+from nextile.nn.float8 import use_float8
 from nextile.training.loop import train
 from nextile.training.objectives import next_token
 from nextile.training.optim import AdamW, Optimizer
@@ -65,11 +67,15 @@ class Shape:
         )  # fmt: skip
 
 
-def nextile_steps(shape: Shape, precision: torch.dtype, compiled: bool, kept: bool = True) -> Iterator[torch.Tensor]:
-    """Ours, as the command trains. kept: the memory that is freed."""
+def nextile_steps(
+    shape: Shape, precision: torch.dtype, compiled: bool, *, kept: bool = True, float8: bool = False
+) -> Iterator[torch.Tensor]:
+    """Ours, as the command trains. kept: the memory that is freed. float8: what the blocks multiply."""
     if kept:
         keep_memory()
     model = build(shape.spec()).to(shape.device)
+    if float8:
+        use_float8(model)
     ids = shape.tokens()
     batch = Batch.of(ids[:, :-1], ids[:, 1:])
     optimizer = Optimizer(model, AdamW(), compiled=compiled)
@@ -204,12 +210,14 @@ def on_cpu(shape: Shape, nanogpt: Path | None) -> dict[str, Contender]:
 
 
 def on_gpu(shape: Shape, nanogpt: Path | None) -> dict[str, Contender]:
-    """Who is compared there, all in bfloat16."""
+    """Who is compared there, all in bfloat16, and ours in float8 where the GPU has it."""
     found: dict[str, Contender] = {
         "nextile, bf16, compiled": partial(nextile_steps, shape, torch.bfloat16, True),
         "nextile, bf16, eager": partial(nextile_steps, shape, torch.bfloat16, False),
         "transformers GPT-2, bf16, eager": partial(transformers_steps, shape, bf16=True),
     }
+    if has_fp8(shape.device):
+        found["nextile, fp8, compiled"] = partial(nextile_steps, shape, torch.bfloat16, True, float8=True)
     if nanogpt:
         found["nanoGPT, bf16, compiled (its default)"] = partial(
             nanogpt_steps, shape, nanogpt, bf16=True, compiled=True

@@ -52,8 +52,22 @@ def test_precision_follows_the_hardware(monkeypatch):
         assert device.choose_precision("fp32", CPU) == torch.float32
     with pytest.raises(UsageError, match="precision 'bf16': this cpu has no bf16 in hardware; use fp32 or auto"):
         device.choose_precision("bf16", CPU)
-    with pytest.raises(UsageError, match="precision 'fp16' is unknown: use auto, fp32 or bf16"):
+    with pytest.raises(UsageError, match="precision 'fp16' is unknown: use auto, fp32, bf16 or fp8"):
         device.choose_precision("fp16", CPU)
+
+
+def test_fp8_is_for_devices_that_have_it_and_says_what_others_have(monkeypatch):
+    for fast, remedy in ((True, "bf16, fp32 or auto"), (False, "fp32 or auto")):
+        monkeypatch.setattr(device, "has_fast_bf16", lambda _, fast=fast: fast)
+        with pytest.raises(UsageError, match=f"^precision 'fp8': this cpu has no fp8 in hardware; use {remedy}$"):
+            device.choose_precision("fp8", CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
+    with pytest.raises(UsageError, match="precision 'fp8': this NVIDIA A100-SXM4-80GB has no fp8 in hardware; use"):
+        device.choose_precision("fp8", torch.device("cuda"))
+    monkeypatch.setattr(device, "has_fp8", lambda _: True)
+    assert device.choose_precision("fp8", CPU) == torch.bfloat16
+    assert device.choose_precision("auto", CPU) == torch.float32  # whatever there is, only who asks for it gets it
 
 
 def test_bf16_of_x86_is_asked_of_torch(monkeypatch, tmp_path):
@@ -86,6 +100,17 @@ def test_bf16_agrees_with_the_kernel_about_this_machine():
 def test_bf16_of_cuda_follows_the_capability(monkeypatch, capability, fast):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert device.has_fast_bf16(torch.device("cuda")) == fast
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "has"),
+    [((8, 6), None, False), ((8, 9), None, True), ((9, 0), None, True), ((12, 0), None, True), ((9, 4), "6.2", False)],
+)
+def test_fp8_of_cuda_follows_the_capability(monkeypatch, capability, hip, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert device.has_fp8(torch.device("cuda")) == has
+    assert not device.has_fp8(CPU)
 
 
 # --- compiler, threads, seed ---------------------------------------------------------------------------------------

@@ -26,6 +26,11 @@ def given(tmp_path) -> Path:
             r"compile=true needs a C\+\+ compiler .* is missing: install them .*, or leave compile out",
         ),
         ({"precision": "bf16"}, r"precision 'bf16': this cpu has no bf16 in hardware; use fp32 or auto"),
+        ({"precision": "fp8"}, "precision 'fp8': this cpu has no fp8 in hardware; use fp32 or auto"),
+        (
+            {"precision": "fp8", "parallel.tensor": 2},
+            r"precision 'fp8' wants whole matrices: use parallel.shard instead of \.tensor, or bf16",
+        ),
         ({"batch": 4, "accumulate": 3}, "batch 4 does not divide into 3 equal parts: change one"),
     ],
 )

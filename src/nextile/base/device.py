@@ -57,18 +57,22 @@ def _count(kind: str) -> int:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: "auto" is bf16 exactly where the hardware is fast at it, else fp32.
+    """The type to compute in: "auto" is bf16 exactly where the hardware is fast at it, else fp32; never fp8.
 
-    Errors: UsageError for another name, and for bf16 where it would only be emulated.
+    With fp8 it is bf16: what is left beside the products of the blocks (nn/float8.py).
+    Errors: UsageError for another name, and for bf16 and fp8 where they would only be emulated.
     """
     import torch
 
-    if name not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"precision '{name}' is unknown: use auto, fp32 or bf16")
+    if name not in ("auto", "fp32", "bf16", "fp8"):
+        raise UsageError(f"precision '{name}' is unknown: use auto, fp32, bf16 or fp8")
     fast = has_fast_bf16(device)
+    if name == "fp8" and not has_fp8(device):
+        remedy = "bf16, fp32 or auto" if fast else "fp32 or auto"
+        raise UsageError(f"precision 'fp8': this {_called(device)} has no fp8 in hardware; use {remedy}")
     if name == "bf16" and not fast:
         raise UsageError(f"precision 'bf16': this {device.type} has no bf16 in hardware; use fp32 or auto")
-    return torch.bfloat16 if fast and name != "fp32" else torch.float32
+    return torch.float32 if name == "fp32" or (name == "auto" and not fast) else torch.bfloat16
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -78,6 +82,25 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (_x86_bf16() or _arm_bf16())
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies float8 matrices in hardware: NVIDIA's from Ada and Hopper on.
+
+    AMD's number their capabilities otherwise, and those of the MI300 series have another float8 than this.
+    """
+    import torch
+
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _called(device: torch.device) -> str:
+    """What a GPU is called, as "NVIDIA A100-SXM4-80GB"; of other devices the kind."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _x86_bf16() -> bool:

@@ -17,7 +17,7 @@ from nextile.models.build import AnySpec, DeepSpec, skeleton
 from nextile.nn import specs
 from nextile.nn.head_loss import LARGE_PIECE, PIECE
 
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "fp8": 2}  # fp8 as bf16, to be safe: its products keep one
 
 
 @dataclass(frozen=True)

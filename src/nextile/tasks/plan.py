@@ -19,8 +19,9 @@ from nextile.base.device import choose_device, choose_precision, has_compiler, m
 from nextile.base.errors import NextileError, UsageError
 from nextile.checkpoint.store import Spec
 from nextile.models import count
-from nextile.models.build import build
+from nextile.models.build import build, skeleton
 from nextile.nn import specs
+from nextile.nn.float8 import use_float8
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
 from nextile.tasks.tuning import Outline
@@ -75,7 +76,7 @@ class Plan(Settings):
     minutes: float | None
     evaluate_every: int | None
     save_every: int | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp8"]
     device: str
     compiled: bool
     seconds_per_step: float | None  # measured before it was compiled
@@ -89,8 +90,8 @@ class Plan(Settings):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the matrix products."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        """The type of the matrix products; with fp8 that of the others beside the blocks'."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
     def evaluations_every(self, steps: int, validation_tokens: int) -> int:
         """Steps between validations: ten in a run, fewer where they would take more than a tenth of its time."""
@@ -176,8 +177,8 @@ def make_plan(
 
     outline: that model with its adapters, where it is tuned by them. readers: how many processes divide the rows.
 
-    Errors: UsageError for a budget that is none and for another width, NextileError for what does not fit in memory or
-    in the data.
+    Errors: UsageError for a budget that is none, for another width and for fp8 where it cannot be, NextileError for
+    what does not fit in memory or in the data.
     """
     _check_budget(minutes, steps)
     rows = settings.batch or task.rows or 0
@@ -192,7 +193,8 @@ def make_plan(
     minutes = MINUTES if minutes is None and steps is None and epochs is None else minutes
     asked = _with_width(_asked(settings.model, task.sizes), width)
     device = choose_device(settings.device)
-    precision = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
+    usual = "bf16" if choose_precision(settings.precision, device) == torch.bfloat16 else "fp32"
+    precision = usual if settings.precision == "auto" else settings.precision
 
     def draft(rung: Rung) -> Plan:
         context = settings.context or data.context(rung.context)
@@ -222,6 +224,8 @@ def make_plan(
 
     data.check(draft(LADDER[0]).context)
     plan = _choose(draft, task, data, settings, minutes, outline)
+    if precision == "fp8":
+        use_float8(skeleton(plan.model))  # refuses a model without such products
     data.check(plan.context)
     return plan
 

@@ -182,11 +182,13 @@ class Preferring(TextTask):
     ) -> PreferenceData:
         """Read, split, tokenize and store pairs, and what the model to begin from gives them.
 
-        Errors: UsageError without such a model; NextileError for what cannot be learned from.
+        Errors: UsageError without such a model and for fp8; NextileError for what cannot be learned from.
         """
         known = begun_by(base, self.name)
         if base is None or known is None:
             raise UsageError("a run of the task 'prefer' begins from a model that gives answers already: add --init")
+        if settings.precision == "fp8":  # whose noise would stand beside a difference that begins at 0, as dropout's
+            raise UsageError("precision 'fp8': the task 'prefer' compares with what a model gives in bf16; use bf16")
         records = open_preferences(only_one(sources))
         both = parts(records, settings.validation, settings.seed, open_preferences)
         train, held_out = (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from nextile.base.config import Settings, resolve
 from nextile.base.errors import NextileError
@@ -128,7 +128,7 @@ class RunSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     device: str | None = None  # None: the accelerator if there is one
     threads: Count | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"  # fp8: the blocks' products, the rest as with bf16
     compile: Literal["auto"] | bool = "auto"  # auto: where a compiler is found and the run is long enough to pay for it
     batch: Count | None = None  # rows of a step
     accumulate: Count = 1  # parts a step's rows are worked on in, to save memory; the result is the same
@@ -154,6 +154,16 @@ class RunSettings(Settings):
     augment: Augmenting = Augmenting()
     lora: LoraChoice | None = None  # present: what --init names is tuned by adapters
     model: dict[str, Any] = Field(default_factory=dict)  # laid over the model's spec tree: model.stack.depth=6
+
+    @model_validator(mode="after")
+    def _fp8_of_whole_matrices(self):
+        if self.precision != "fp8":
+            return self
+        if self.lora is not None:
+            raise ValueError("precision 'fp8' is for training in full: leave lora out, or use bf16")
+        if self.parallel.tensor > 1:
+            raise ValueError("precision 'fp8' wants whole matrices: use parallel.shard instead of .tensor, or bf16")
+        return self
 
     def optimizer_settings(self) -> AdamW | Muon:
         """The optimizer with `lr` put in: it replaces AdamW's rate, and Muon's for matrices keeps its proportion."""

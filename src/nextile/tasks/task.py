@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from nextile.base.device import choose_precision
 from nextile.checkpoint.pretrained import Pretrained
 from nextile.checkpoint.store import Processor, Spec
 from nextile.data.batches import Steps
 from nextile.models.build import AnyModel
+from nextile.nn.float8 import use_float8
 from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
@@ -169,7 +171,14 @@ class GradientTask:
         self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
         world: World = ALONE,
     ) -> Learner:  # fmt: skip
-        """What follows the gradients of the task's objective."""
+        """What follows the gradients of the task's objective.
+
+        Errors: UsageError for fp8 on a device without it, as one may be on which a run goes on, and for a model whose
+        layers have no such sizes.
+        """
+        if settings.precision == "fp8":
+            choose_precision(settings.precision, next(model.parameters()).device)
+            use_float8(model)
         if world.size > 1:
             return SpreadLearner(
                 model, self.objective(settings), settings.optimizer_settings(), world, clip=settings.clip,
