@@ -26,6 +26,7 @@ def given(tmp_path) -> Path:
             r"compile=true needs a C\+\+ compiler .* is missing: install them .*, or leave compile out",
         ),
         ({"precision": "bf16"}, r"precision 'bf16': this cpu has no bf16 in hardware; use fp32 or auto"),
+        ({"attention": "flex"}, "attention=flex is for steps on cuda, and this one is on cpu: set .*, or leave .* out"),
         ({"batch": 4, "accumulate": 3}, "batch 4 does not divide into 3 equal parts: change one"),
     ],
 )

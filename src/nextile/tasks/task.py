@@ -18,6 +18,7 @@ from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
 from nextile.tasks.start import Start, WordStart, refuse_words
+from nextile.training.flex import check_step, use_flex
 from nextile.training.learner import GradientLearner, Learner
 from nextile.training.objectives import Objective, smooth_and_consistent
 from nextile.training.optim import Optimizer
@@ -169,7 +170,10 @@ class GradientTask:
         self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
         world: World = ALONE,
     ) -> Learner:  # fmt: skip
-        """What follows the gradients of the task's objective."""
+        """What follows the gradients of the task's objective. Errors: UsageError for attention that it cannot have."""
+        if settings.attention == "flex":
+            check_step(next(model.parameters()).device, compiled and world.whole)
+            use_flex(model)
         if world.size > 1:
             return SpreadLearner(
                 model, self.objective(settings), settings.optimizer_settings(), world, clip=settings.clip,
