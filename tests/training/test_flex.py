@@ -108,7 +108,7 @@ def test_the_gradients_of_a_compiled_step_are_the_models(monkeypatch, asked):
     from torch.nn.attention import flex_attention
 
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # it has a backward there, but no kernel
-    model, ids = model_of(attention=specs.Attention(heads=4, kv_heads=2)).train(), tokens(2, LENGTH)
+    model, ids = model_of(position=None, attention=specs.Attention(heads=4, kv_heads=2)).train(), tokens(2, LENGTH)
 
     def gradients(step: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(step(ids, SEGMENTS).square().sum(), list(model.parameters()))
