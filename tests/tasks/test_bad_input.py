@@ -31,6 +31,7 @@ def given(tmp_path) -> Path:
             {"precision": "fp8", "parallel.tensor": 2},
             r"precision 'fp8' wants whole matrices: use parallel.shard instead of \.tensor, or bf16",
         ),
+        ({"attention": "flex"}, "attention=flex is for steps on cuda, and this one is on cpu: set .*, or leave .* out"),
         ({"batch": 4, "accumulate": 3}, "batch 4 does not divide into 3 equal parts: change one"),
     ],
 )

@@ -222,6 +222,8 @@ def test_one_class_is_an_error(photos, tmp_path):
 def test_settings_of_other_tasks_are_refused(photos, text, tmp_path):
     with pytest.raises(UsageError, match=r"'tokenizer.kind' does nothing in the task 'classify'"):
         train(photos, tmp_path / "run", settings={"tokenizer.kind": "char"})
+    with pytest.raises(UsageError, match=r"'attention' does nothing in the task 'classify'"):
+        train(photos, tmp_path / "run", settings={"attention": "flex"})
     for named in ({"images.colours": 5}, {"images": {"colours": 5, "size": 8}}):
         with pytest.raises(UsageError, match=r"'images.colours' does nothing in the task 'classify'"):
             train(photos, tmp_path / "run", settings=named)

@@ -4,7 +4,7 @@ Shapes: B batch, T time asked, S time seen, D width, H heads, K kv-heads (G = H 
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from nextile.nn.position import Rotate
 from nextile.nn.table import Embedding
 from nextile.nn.tap import chosen_heads, tap, wanted
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 CAPTURED = ("queries", "keys", "values", "compared", "hidden", "scores", "weights", "heads")  # what `capture` names
 
 
@@ -29,6 +32,7 @@ class Place:
 
     bias: Tensor | None = None  # added to the scores, (B or 1, H or 1, T, S); a large negative number hides
     causal: bool = False  # without a bias: query t sees keys 0..t
+    blocks: "BlockMask | None" = None  # in place of both: which keys FlexAttention looks at
     rotate: Rotate | None = None
     slot: Slot | None = None
     segments: Tensor | None = None  # (B, T): which text of its row a token is of, where a convolution looks back
@@ -91,6 +95,20 @@ def fast_attention(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=share, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, blocks: "BlockMask", *, scale: float, cap: float | None) -> Tensor:
+    """The same result by FlexAttention, which passes over blocks in which nothing is seen, and keeps no mask.
+
+    It must be part of a compiled graph: outside of one it holds all scores.
+    """
+    from torch.nn.attention.flex_attention import flex_attention  # which imports half the compiler
+
+    def cap_score(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return capped(score, cap)
+
+    rule = {"score_mod": None if cap is None else cap_score, "block_mask": blocks, "scale": scale}
+    return cast("Tensor", flex_attention(q, k, v, **rule, enable_gqa=q.shape[1] != k.shape[1]))
 
 
 PIECE = 128  # queries that a compiled graph on CPU asks at once: what they weigh then stays near the processor
@@ -205,13 +223,15 @@ class MultiHeadAttention(nn.Module):
 
     def weigh(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, causal: bool = False,
-        attend: Attend | None = None,
+        blocks: "BlockMask | None" = None, attend: Attend | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend (None: as is fastest here), join the heads, mix them by the output matrix: (B, T, D)."""
         k, v = k.to(q.dtype), v.to(q.dtype)
         share = self.dropout if self.training else 0.0
         rule = {"bias": bias, "causal": causal, "scale": self.scale, "share": share, "cap": self.soft_cap}
-        if attend is not None:
+        if blocks is not None:
+            z = block_attention(q, k, v, blocks, scale=self.scale, cap=self.soft_cap)
+        elif attend is not None:
             z = attend(q, k, v, **rule)
         elif any(wanted(self, what) for what in CAPTURED):
             z = self.capture(q, k, v, **rule)
@@ -270,7 +290,7 @@ class SelfAttention(MultiHeadAttention):
         if kept is not None and place.slot is not None:
             k, v = kept.write(k, v, place.slot)
             attend = kept.attend(place.slot)
-        return self.weigh(q, k, v, bias=place.bias, causal=place.causal, attend=attend)
+        return self.weigh(q, k, v, bias=place.bias, causal=place.causal, blocks=place.blocks, attend=attend)
 
 
 class CrossAttention(MultiHeadAttention):

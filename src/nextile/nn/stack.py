@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nextile.nn import specs
 from nextile.nn.attention import CrossAttention, Place
 from nextile.nn.block import BLOCKS
-from nextile.nn.cache import Cache, KeyValues, Memory, Slot, StaticCache
+from nextile.nn.cache import Cache, Fork, KeyValues, Memory, Slot, StaticCache
+from nextile.nn.mask import Sight
 from nextile.nn.norm import make_norm
 from nextile.nn.position import BIASES, RotaryPosition, Rotate, within
 from nextile.nn.tap import tap
@@ -72,10 +73,13 @@ class TransformerStack(nn.Module):
         local = spec.local
         self.is_local = [local is not None and local.holds(index) for index in range(spec.depth)]
         self.kinds = sorted(set(self.is_local))
+        self.window = local.window if local else None
         own = local.position if local else None
         self.local_rotary = RotaryPosition(own, head_width) if own else self.rotary
         bias = BIASES.get(type(spec.position))
         self.position_bias = bias(spec.position, spec.attention.heads, spec.causal) if bias else None
+        self.capped = spec.attention.soft_cap is not None
+        self.flex = False  # whether a compiled graph hides keys by FlexAttention: `training.flex`
 
     def forward(
         self, x: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, memory: Memory | None = None,
@@ -135,8 +139,7 @@ class TransformerStack(nn.Module):
         for local in self.kinds:
             rotary = self.local_rotary if local else self.rotary
             rotate = rotary(positions) if rotary is not None else None
-            window = self.spec.local.window if local and self.spec.local else None
-            found[local] = self._place(x, segments, slot, positions, rotate, window)
+            found[local] = self._place(x, segments, slot, positions, rotate, self.window if local else None)
         return found
 
     def _place(
@@ -148,24 +151,21 @@ class TransformerStack(nn.Module):
         alone = slot is not None and slot.start is not None and time == 1  # one token sees all that is there
         whole = window is None or (slot.span if slot else time) <= window
         fork = slot.fork if slot else None
-        if segments is None and fork is None and self.position_bias is None and whole and (fresh or alone):
+        by_blocks = self.flex and slot is None and torch.compiler.is_compiling()
+        plain = segments is None and fork is None and self.position_bias is None and whole and (fresh or alone)
+        if plain and not (by_blocks and self.capped):  # PyTorch's kernels know no cap
             return Place(causal=self.spec.causal and not alone, rotate=rotate, slot=slot)
         stand = torch.arange(slot.span, device=x.device) if slot else positions  # where the keys stand
-        stand = fork.stand if fork else stand
-        own = None if segments is None else segments[:, :, None] == segments[:, None, :]  # (B, T, S)
-        own = fork.seen if fork else own
-        distance = stand[..., None, :] - positions[..., None]  # (T, S) or (B, T, S)
-        return Place(self._bias(distance, own, window, attention_dtype(x)), rotate=rotate, slot=slot)
+        sight = Sight(positions, fork.stand if fork else stand, self.spec.causal, window, segments)
+        if by_blocks:
+            return Place(blocks=sight.blocks(), rotate=rotate)
+        return Place(self._bias(sight, fork, attention_dtype(x)), rotate=rotate, slot=slot)
 
-    def _bias(self, distance: Tensor, own: Tensor | None, window: int | None, dtype: torch.dtype) -> Tensor:
-        """distance (T, S) or (B, T, S); own (B, T, S): which keys are of a token's text -> (B or 1, H or 1, T, S)."""
-        distance = distance.reshape(-1, *distance.shape[-2:])  # (B or 1, T, S)
-        visible = distance <= 0 if self.spec.causal else torch.ones_like(distance, dtype=torch.bool)
-        if window is not None:
-            visible = visible & (distance > -window)
-        if own is not None:
-            visible = visible & own
-        bias = 0.0 if self.position_bias is None else self.position_bias(distance).to(dtype)
-        if isinstance(bias, Tensor):
-            tap(self, "position_biases", bias)  # those of hidden keys too
+    def _bias(self, sight: Sight, fork: Fork | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, and hides: (B or 1, H or 1, T, S)."""
+        visible = sight.dense() if fork is None else sight.dense() & fork.seen
+        if self.position_bias is None:
+            return hide(visible[:, None], 0.0, dtype)
+        bias = self.position_bias(sight.distances()).to(dtype)
+        tap(self, "position_biases", bias)  # those of hidden keys too
         return hide(visible[:, None], bias, dtype)

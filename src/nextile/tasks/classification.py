@@ -202,7 +202,7 @@ class Classifying(GradientTask):
     dropout = 0.1
     counts = "pictures"
     rows: int | None = ROWS
-    unread: Collection[str] = ("tokenizer", "context", "images.colours", *all_but("images", "augment"))
+    unread: Collection[str] = ("attention", "tokenizer", "context", "images.colours", *all_but("images", "augment"))
     settings: Mapping[str, Any] = SETTINGS
 
     def suits(self, sources: Sequence[str]) -> bool:

@@ -334,7 +334,8 @@ def probe(
     model = outline.built(device) if outline else build(plan.model, device=device)
     rows = plan.batch // plan.accumulate
     batch = data.batches(context=plan.context, batch=rows, accumulate=1, seed=settings.seed)(0)
-    learner = task.learner(model, data, settings, precision=plan.dtype, compiled=False)
+    uncompiled = settings.model_copy(update={"attention": "auto"})
+    learner = task.learner(model, data, uncompiled, precision=plan.dtype, compiled=False)
     began = time.perf_counter()
     timed = []
     for step in learn(learner, lambda _: batch, Constant(), steps=steps):

@@ -130,6 +130,7 @@ class RunSettings(Settings):
     threads: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"  # fp8: the blocks' products, the rest as with bf16
     compile: Literal["auto"] | bool = "auto"  # auto: where a compiler is found and the run is long enough to pay for it
+    attention: Literal["auto", "flex"] = "auto"  # flex: FlexAttention in steps whose rows are packed or have windows
     batch: Count | None = None  # rows of a step
     accumulate: Count = 1  # parts a step's rows are worked on in, to save memory; the result is the same
     growth: Growth = Growth()  # the first steps may take fewer of these parts, and read rows as shorter texts

@@ -20,6 +20,7 @@ from nextile.tasks.report import Report
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.shapes import STACK_SIZES, preset_of, with_heads
 from nextile.tasks.start import Start, WordStart, refuse_words
+from nextile.training.flex import check_step, use_flex
 from nextile.training.learner import GradientLearner, Learner
 from nextile.training.objectives import Objective, smooth_and_consistent
 from nextile.training.optim import Optimizer
@@ -145,6 +146,21 @@ class Task(Protocol):
         ...
 
 
+def compute_as_asked(model: AnyModel, settings: RunSettings, one_graph: bool) -> None:
+    """Let a model learn by the products and the attention that the settings ask for, in place.
+
+    one_graph: whether a step is. Errors: UsageError for fp8 or FlexAttention where the device, as one may be on which a
+    run goes on, the step or the model has none.
+    """
+    device = next(model.parameters()).device
+    if settings.precision == "fp8":
+        choose_precision(settings.precision, device)
+        use_float8(model)
+    if settings.attention == "flex":
+        check_step(device, one_graph)
+        use_flex(model)
+
+
 class GradientTask:
     """What tasks have in common that learn by gradients, where they say nothing else."""
 
@@ -171,14 +187,8 @@ class GradientTask:
         self, model: AnyModel, data: Any, settings: RunSettings, *, precision: torch.dtype, compiled: bool,
         world: World = ALONE,
     ) -> Learner:  # fmt: skip
-        """What follows the gradients of the task's objective.
-
-        Errors: UsageError for fp8 on a device without it, as one may be on which a run goes on, and for a model whose
-        layers have no such sizes.
-        """
-        if settings.precision == "fp8":
-            choose_precision(settings.precision, next(model.parameters()).device)
-            use_float8(model)
+        """What follows the gradients of the task's objective. Errors: UsageError as of `compute_as_asked`."""
+        compute_as_asked(model, settings, compiled and world.whole)
         if world.size > 1:
             return SpreadLearner(
                 model, self.objective(settings), settings.optimizer_settings(), world, clip=settings.clip,

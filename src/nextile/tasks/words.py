@@ -131,8 +131,8 @@ class WordEmbedding(GradientTask):
     counts = "words"
     rows: int | None = ROWS
     unread: Collection[str] = (
-        "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile", "tokenizer.kind", "lora",
-        *all_but("words"),
+        "dropout", "label_smoothing", "r_drop", "clip", "optimizer", "precision", "compile", "attention",
+        "tokenizer.kind", "lora", *all_but("words"),
     )  # fmt: skip
     settings: Mapping[str, Any] = {
         "precision": "fp32",
