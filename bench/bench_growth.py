@@ -3,10 +3,11 @@
     python bench/bench_growth.py [--axes context batch depth width vocab threads processes] [--seconds 1.5]
     python bench/bench_growth.py --axes threads processes --base depth=6 width=384 context=256 batch=16
 
-One axis varies at a time around a GPT-2 shape of 4 layers of width 256, context 128, 8 rows, vocabulary 4,096; fp32,
-not compiled, AdamW; --base moves it. Each point is a process of its own, which measures its own peak; memory counts from before the
-model is built. Time is the fastest step. An exponent is the slope of the least squares line in log-log; the gap is the
-largest factor by which measured departs from predicted, each relative to its geometric mean along the axis.
+One axis varies at a time around a GPT-2 shape of 4 layers of width 256, context 128, 8 rows, vocabulary 4,096, which
+--base moves; fp32, not compiled, AdamW. Each point is a process of its own, which measures its own peak; memory counts
+from before the model is built. Time is the fastest step. An exponent is the slope of the least squares line in log-log;
+the gap is the largest factor by which measured departs from predicted, each relative to its geometric mean along the
+axis.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from nextile.nn import specs
 from nextile.nn.cache import Attend, KeyValues, Slot
 from nextile.nn.convolution import ShortConvolution
 from nextile.nn.dropout import dropout
-from nextile.nn.linear import Linear, held
+from nextile.nn.linear import Linear, held, in_type
 from nextile.nn.norm import make_norm
 from nextile.nn.position import Rotate
 from nextile.nn.table import Embedding
@@ -124,7 +124,7 @@ class Weights(torch.autograd.Function):
     @staticmethod
     def forward(scores: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
-        return (wide if bias is None else wide + bias).softmax(-1).to(scores.dtype)
+        return in_type((wide if bias is None else wide + bias).softmax(-1), scores.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

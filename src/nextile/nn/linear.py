@@ -30,6 +30,14 @@ def held(x: Tensor) -> Tensor:
     return torch.as_strided(x, x.shape, x.stride())
 
 
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in that type, itself where it has it.
+
+    A Function's result must not be cast to the type that it has: in a graph of torch 2.11 its gradient would be 0.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def one_row(x: Tensor, weight: Tensor) -> Tensor:
     """x (1, ..., in) and weight (out, in), numbers or codes of 8 bits -> their products (out), at least float32.
 
@@ -37,7 +45,10 @@ def one_row(x: Tensor, weight: Tensor) -> Tensor:
     on CPU reaches a third of it.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    row = held(x.reshape(1, -1).to(wide))
+    row = x.reshape(1, -1).to(wide)
+    if torch.__version__ < "2.13":  # torch 2.11 holds a part of a tensor where the whole begins
+        row = torch.cat(row.chunk(2, dim=-1), dim=-1)
+    row = held(row)
     together = TOGETHER if weight.dtype == torch.int8 and len(weight) % TOGETHER == 0 else 1
     return torch.cat([(rows.to(wide) * row).sum(-1) for rows in weight.chunk(together)])
 

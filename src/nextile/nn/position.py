@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextile.nn import specs
-from nextile.nn.linear import held
+from nextile.nn.linear import held, in_type
 from nextile.nn.table import Embedding
 
 Rotate = Callable[[Tensor], Tensor]
@@ -111,7 +111,7 @@ class Turn(torch.autograd.Function):
     def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(..., T, R) and what broadcasts with (..., T, R/2) -> (..., T, R)."""
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+        return in_type(torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1), x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -12,6 +12,7 @@ Shapes: B batch, T time, D width, H heads, E head width.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,15 @@ def _changed(module: nn.Module, silent: type[nn.Module]) -> Iterator[None]:
     own = type(module)
     if not isinstance(module, silent):
         module.__class__ = type(f"{silent.__name__}{own.__name__}", (silent, own), {})
+    _forget_graphs()
     try:
         yield
     finally:
         module.__class__ = own
+        _forget_graphs()
+
+
+def _forget_graphs() -> None:
+    """What was compiled by a torch that does not notice that a module's class is another is compiled anew."""
+    if torch.__version__ < "2.13" and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

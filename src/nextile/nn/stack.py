@@ -73,6 +73,11 @@ class TransformerStack(nn.Module):
         local = spec.local
         self.is_local = [local is not None and local.holds(index) for index in range(spec.depth)]
         self.kinds = sorted(set(self.is_local))
+        self.read_beside = {
+            "segments": spec.attention.convolution is not None,
+            "ids": spec.value_embedding is not None,
+            "first": spec.residual_scalars is not None,
+        }
         self.window = local.window if local else None
         own = local.position if local else None
         self.local_rotary = RotaryPosition(own, head_width) if own else self.rotary
@@ -124,12 +129,8 @@ class TransformerStack(nn.Module):
 
     def _read_beside(self, x: Tensor, segments: Tensor | None, ids: Tensor | None) -> dict[str, Tensor | None]:
         """What blocks read beside the stream, as far as their parts ask."""
-        spec = self.spec
-        return {
-            "segments": segments if spec.attention.convolution else None,
-            "ids": ids if spec.value_embedding else None,
-            "first": x if spec.residual_scalars else None,
-        }
+        found = {"segments": segments, "ids": ids, "first": x}
+        return {name: found[name] if is_read else None for name, is_read in self.read_beside.items()}
 
     def _places(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> dict[bool, Place]:
         """By whether a block is local, for the kinds that there are."""

@@ -71,7 +71,7 @@ def r_drop(model: nn.Module, batch: Batch, weight: float, label_smoothing: float
     return right / 2 + weight / 4 * apart.masked_fill(~asked(batch.targets), 0.0).sum()
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: made in a compiled graph, which torch 2.11 cannot do with one that can be called
 class Called:
     """A model that is called in another way than by itself; to an objective it is a model."""
 
