@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+older_torch = torch.__version__ < "2.13"  # what differs there is said in docs/design.md
+exact_rows = pytest.mark.skipif(older_torch, reason="oneDNN rounds a row by how many there are in this torch")
 
 TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if {i} green bottles should fall" for i in range(400))
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.conftest import TINY_PICTURES
+from tests.conftest import TINY_PICTURES, exact_rows
 from torch import nn
 
 import nextile
@@ -104,6 +104,7 @@ def by_hand(model, text):
     return features[0].mean(0).numpy()
 
 
+@exact_rows
 def test_a_vector_is_the_mean_of_the_features(model):
     found = embed(model, TEXTS)
     assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), 16))
@@ -113,6 +114,7 @@ def test_a_vector_is_the_mean_of_the_features(model):
     assert distances.min() > 1e-3  # the texts count
 
 
+@exact_rows
 def test_a_text_does_not_depend_on_those_beside_it(model):
     together = embed(model, TEXTS)
     for batch in (1, 2, 3):

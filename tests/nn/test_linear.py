@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from tests.conftest import exact_rows
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ def test_it_is_the_librarys_product(shape):
         assert not torch.allclose(linear(x, weight, bias), F.linear(x, weight.roll(1, 0), bias), atol=1e-2)
 
 
+@exact_rows
 @torch.no_grad()
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     torch.manual_seed(0)
@@ -70,6 +72,7 @@ def tied(seed: int = 0) -> nn.Module:
     return model
 
 
+@exact_rows
 @pytest.mark.parametrize("rows", [2, 5, 16, 70])
 @torch.no_grad()
 def test_a_packed_weight_gives_the_same_bits(rows):

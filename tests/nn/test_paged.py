@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from tests.conftest import exact_rows
 
 from nextile.generation.decode import following, padded
 from nextile.models.build import build
@@ -113,6 +114,7 @@ def drawn_rounds(*choices, seed=0):
 LENGTHS = (5, 17, 33, 1, 60, 18)
 
 
+@exact_rows
 @pytest.mark.parametrize("name", SPECS)
 def test_logits_are_those_without_a_cache(name):
     model, texts = model_of(SPECS[name]), texts_of(LENGTHS)
@@ -140,6 +142,7 @@ def test_rows_of_different_lengths_are_those_of_an_ordinary_cache(name):
         torch.testing.assert_close(torch.cat([got[n] for n in range(len(texts))]), want, rtol=1e-5, atol=1e-5)
 
 
+@exact_rows
 @pytest.mark.parametrize("page", [1, 3, 16, 64])
 def test_any_size_of_page(page):
     model, texts = model_of(SPECS["rotary, grouped"]), texts_of((5, 33, 60))

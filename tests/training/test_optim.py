@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tests.conftest import older_torch
 from torch import nn
 
 from nextile.base.errors import NextileError
@@ -291,6 +292,7 @@ def test_state_that_does_not_fit_is_refused_by_name(tiny):
         optimizer.load_state(state | {"second.conv.weight": torch.zeros(8, 1, 8)})
 
 
+@pytest.mark.skipif(older_torch, reason="functions share their compilations in this torch")
 @pytest.mark.parametrize("settings", [AdamW(), Muon()], ids=["adamw", "muon"])
 def test_compiled_is_eager_and_compiles_once(tiny, batch, settings):
     eager, compiled = tiny(depth=1), tiny(depth=1)

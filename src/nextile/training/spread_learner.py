@@ -50,7 +50,7 @@ class SpreadLearner:
         mode: Callable[[nn.Module], object] = nn.Module.train,
     ):  # fmt: skip
         self.model, self.world, self.clip, self.mode = model, world, clip, mode
-        self.optimizer = SharedOptimizer(model, settings, world)
+        self.optimizer = SharedOptimizer(model, settings, world, compiled=compiled)
         self.lr, self.kind = settings.lr, settings.type
         if compiled and world.whole:
             objective = one_graph(objective)

@@ -8,6 +8,7 @@ Shapes: N matrices of R rows and C columns, W processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from nextile.base.device import has_fast_bf16
 from nextile.base.errors import NextileError
+from nextile.training.graph import one_graph
 from nextile.training.optim import (
     AdamW,
     AdamWRule,
     Muon,
     MuonRule,
+    Pace,
     Part,
     Rule,
     groups,
@@ -168,16 +171,22 @@ def _stacks(matrices: Named, settings: Muon, world: World) -> list[Held]:
 # --- the optimizer ----------------------------------------------------------------------------------------------------
 
 
+def _directed(rule: Rule, gradient: Tensor, buffers: Sequence[Tensor], norm: Tensor, clip: float, pace: Pace) -> None:
+    """A part of the gradient, of which the whole has this norm, becomes the part's step, in place."""
+    rule.step(tamed(gradient, norm, clip, pace), buffers, pace)
+
+
 class SharedOptimizer:
     """`Optimizer` for a model over the mesh; its processes must ask everything together."""
 
-    def __init__(self, model: nn.Module, settings: AdamW | Muon | None, world: World):
+    def __init__(self, model: nn.Module, settings: AdamW | Muon | None, world: World, *, compiled: bool = False):
         reshard(model)
         self.settings, self.world = settings or Muon(), world
         self.held = _parts(model, self.settings, world)
         device = local(next(model.parameters())).device
         self.count = torch.zeros((), dtype=torch.int64, device=device)  # steps applied
         self._factor = torch.zeros((), dtype=torch.float64, device=device)
+        self._alone = one_graph(_directed) if compiled else _directed  # for rules that need no other process
 
     @property
     def kind(self) -> str:
@@ -203,7 +212,8 @@ class SharedOptimizer:
         self._factor.fill_(factor)
         pace = pace_of(norm, norm if loss is None else loss, self._factor, self.count)
         for held, gradient in zip(self.held, gradients, strict=True):
-            held.part.rule.step(tamed(gradient, norm, clip, pace), held.part.buffers, pace)
+            directed = _directed if isinstance(held.part.rule, SharedMuonRule) else self._alone
+            directed(held.part.rule, gradient, held.part.buffers, norm, clip, pace)
             held.part.move(gradient, pace.factor)
         return norm
 
