@@ -73,7 +73,7 @@ class TransformerStack(nn.Module):
         local = spec.local
         self.is_local = [local is not None and local.holds(index) for index in range(spec.depth)]
         self.kinds = sorted(set(self.is_local))
-        self.read_beside = {
+        self.reads = {
             "segments": spec.attention.convolution is not None,
             "ids": spec.value_embedding is not None,
             "first": spec.residual_scalars is not None,
@@ -130,7 +130,7 @@ class TransformerStack(nn.Module):
     def _read_beside(self, x: Tensor, segments: Tensor | None, ids: Tensor | None) -> dict[str, Tensor | None]:
         """What blocks read beside the stream, as far as their parts ask."""
         found = {"segments": segments, "ids": ids, "first": x}
-        return {name: found[name] if is_read else None for name, is_read in self.read_beside.items()}
+        return {name: found[name] if is_read else None for name, is_read in self.reads.items()}
 
     def _places(self, x: Tensor, segments: Tensor | None, cache: Cache | None) -> dict[bool, Place]:
         """By whether a block is local, for the kinds that there are."""
