@@ -11,11 +11,13 @@ from tests.nn.test_compiled_parts import traced
 from tests.nn.test_stack import lively, tokens
 from torch import Tensor
 
+import nextile
 from nextile.base.errors import UsageError
 from nextile.models.transformer import Transformer
 from nextile.nn import attention, specs
 from nextile.nn.tap import record
 from nextile.tasks import task
+from nextile.tasks.report import Silent
 from nextile.tasks.settings import RunSettings
 from nextile.training.flex import check_step, use_flex
 
@@ -179,3 +181,10 @@ def test_a_learner_asks_for_it_by_the_setting(monkeypatch):
     learner(attention="flex")
     assert model.stack.flex
     assert met == [(torch.device("cpu"), True)]
+
+
+def test_a_plan_refuses_what_the_run_would(tmp_path):
+    (tmp_path / "text.txt").write_text("one text after the other. " * 400)
+    asked = {"attention": "flex", "compile": False, "tokenizer.kind": "char"}
+    with pytest.raises(UsageError, match="this one is on cpu"):
+        nextile.plan(tmp_path / "text.txt", steps=4, settings=asked, report=Silent())

@@ -25,6 +25,7 @@ from nextile.nn.float8 import use_float8
 from nextile.tasks.settings import RunSettings
 from nextile.tasks.task import Data, Task
 from nextile.tasks.tuning import Outline
+from nextile.training.flex import check_step, use_flex
 from nextile.training.loop import learn
 from nextile.training.optim import Muon, OptimizerSettings
 from nextile.training.parallel import indivisible
@@ -177,8 +178,8 @@ def make_plan(
 
     outline: that model with its adapters, where it is tuned by them. readers: how many processes divide the rows.
 
-    Errors: UsageError for a budget that is none, for another width and for fp8 where it cannot be, NextileError for
-    what does not fit in memory or in the data.
+    Errors: UsageError for a budget that is none, for another width, and for fp8 and FlexAttention where they cannot be,
+    NextileError for what does not fit in memory or in the data.
     """
     _check_budget(minutes, steps)
     rows = settings.batch or task.rows or 0
@@ -226,6 +227,9 @@ def make_plan(
     plan = _choose(draft, task, data, settings, minutes, outline)
     if precision == "fp8":
         use_float8(skeleton(plan.model))  # refuses a model without such products
+    if settings.attention == "flex":
+        check_step(device, plan.compiled and settings.parallel.shard * settings.parallel.tensor == 1)
+        use_flex(skeleton(plan.model))  # refuses attention that it does not know
     data.check(plan.context)
     return plan
 
